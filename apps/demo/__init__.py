@@ -1,0 +1,1 @@
+"""The embedded demo model: scene generator, questions, training recipe and evaluation."""

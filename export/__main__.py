@@ -1,0 +1,121 @@
+"""`python -m export`: turn an official VisualRWKV checkpoint into a verified bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from runtime.errors import VisualRWKVError
+
+DEMO = Path(__file__).resolve().parent.parent / "apps" / "demo"
+
+EPILOG = """\
+examples:
+  python -m export --int8                           the embedded demo model -> build/demo-int8-cpu
+  python -m export VisualRWKV-v7-0B1.pth --int8     an official checkpoint, everything inferred
+  python -m export model.pth --vision siglip.safetensors
+                                                    vision tower in a file of its own
+  python -m export small.pth --config small.json    what tensors cannot tell: head counts, tokens per image
+
+The bundle is checked against torch before it appears: image embeddings, logits, state and greedy tokens.
+The recurrent state, decays, norms and LoRA paths stay float32 in every precision.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    command = argparse.ArgumentParser(
+        "python -m export", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument("checkpoint", nargs="?", type=Path, help=".pth or .safetensors (default: the demo model)")
+    precision = command.add_mutually_exclusive_group()
+    for name, text in (
+        ("fp32", "float32 weights (default)"),
+        ("fp16", "float16 weights on disk, computed in float32 on a CPU"),
+        ("int8", "8-bit weights of the language model, blocks of 32"),
+    ):
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
+    command.add_argument("--target", default="cpu", help="where the bundle will run: cpu (default)")
+    command.add_argument("--out", type=Path, help="bundle folder (default: build/NAME-PRECISION-TARGET)")
+    command.add_argument("--overwrite", action="store_true", help="replace the bundle in --out")
+    command.add_argument("--config", type=Path, help="JSON with what tensors cannot tell (see docs in export/config.py)")
+    command.add_argument("--vision", type=Path, nargs="+", default=[], metavar="FILE", help="vision towers in own files")
+    command.set_defaults(precision="fp32")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 for an error it explains, 130 for Ctrl-C."""
+    args = parser().parse_args(argv)
+    console, errors = Console(), Console(stderr=True)
+    try:
+        _export(args, console)
+    except VisualRWKVError as error:
+        errors.print(f"export: {error}", style="red", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        errors.print("export: interrupted; nothing was written")
+        return 130
+    return 0
+
+
+def _export(args: argparse.Namespace, console: Console) -> None:
+    from export.build import export_bundle  # torch takes seconds to import: --help does not wait for it
+    from export.config import ExportConfig
+
+    checkpoint, config_path, name = args.checkpoint, args.config, "demo"
+    if checkpoint is None:
+        checkpoint, config_path = DEMO / "demo.safetensors", config_path or DEMO / "demo.json"
+    else:
+        name = checkpoint.stem
+    config = ExportConfig.load(config_path, checkpoint.name) if config_path else ExportConfig()
+    out = args.out or Path("build") / f"{name}-{args.precision}-{args.target}"
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        stages: dict[str, int] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                for earlier in stages.values():
+                    bars.update(earlier, total=1, completed=1)
+                stages[stage] = bars.add_task(stage, total=None)
+            if total:
+                bars.update(stages[stage], total=total, completed=done)
+
+        report = export_bundle(
+            checkpoint,
+            out,
+            precision=args.precision,
+            target=args.target,
+            config=config,
+            vision_files=tuple(args.vision),
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+        for task in stages.values():
+            bars.update(task, total=1, completed=1)
+    parity = Table("parity with torch", "relative error", "largest difference", "limit", title_justify="left")
+    for row in report.parity.rows:
+        parity.add_row(row.name, f"{row.error:.1e}", f"{row.worst:.1e}", f"{row.limit:.0e}")
+    console.print(parity)
+    manifest = report.bundle.manifest
+    budget = Table("memory", "MB")
+    for label, size in (
+        ("language model weights", manifest.budget.weights),
+        ("vision encoder weights", manifest.budget.vision),
+        ("embedding table (mapped, rows in use only)", manifest.budget.embedding_table),
+        ("state, per session", manifest.budget.state_per_session),
+    ):
+        budget.add_row(label, f"{size / 1e6:.2f}")
+    console.print(budget)
+    console.print(f"{manifest.family}, {manifest.precision}, target {manifest.target}: [bold]{out}[/bold]")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

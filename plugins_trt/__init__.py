@@ -1,0 +1,1 @@
+"""TensorRT plugins of the WKV operators, and where their built library lies."""

@@ -1,0 +1,1 @@
+"""Weight-only quantisation of exported graphs: recipes, weight formats, graph rewriting. No torch."""

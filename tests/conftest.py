@@ -1,0 +1,55 @@
+"""Shared options and fixtures: the golden folder, exported bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=ROOT / "tests" / "golden",
+        metavar="DIR",
+        help="folder of official outputs to match, in the format of tests/golden/README.md",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig: pytest.Config) -> Path:
+    """The folder given with --golden."""
+    folder = pytestconfig.getoption("golden")
+    assert isinstance(folder, Path) and folder.is_dir(), f"--golden {folder} is not a folder"
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Export a checkpoint once per session and set of options; returns the bundle folder."""
+    from export.build import export_bundle
+
+    folder, done = tmp_path_factory.mktemp("bundles"), {}
+
+    def run(checkpoint: Path, *, precision: str = "fp32", config: object = None) -> Path:
+        key = (checkpoint, precision, repr(config))
+        if key not in done:
+            done[key] = folder / f"{checkpoint.stem}-{precision}-{len(done)}"
+            export_bundle(checkpoint, done[key], precision=precision, config=config)  # type: ignore[arg-type]
+        return done[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(export: Callable[..., Path]) -> Path:
+    """The embedded demo model, exported as `python -m export --int8` does."""
+    from export.config import ExportConfig
+
+    demo = ROOT / "apps" / "demo"
+    config = ExportConfig.load(demo / "demo.json", "demo.safetensors")
+    return export(demo / "demo.safetensors", precision="int8", config=config)

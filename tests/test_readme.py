@@ -1,0 +1,120 @@
+"""What the documentation tells people to type: every fenced block is parsed, every command in it checked."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+MODULES = ("export", "apps.webcam_qa")
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    """Yield document and content of its fenced blocks in `language` ("" for those without)."""
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for found, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            if found == language:
+                yield document, block
+
+
+COMMANDS = sorted({(d, line) for d, block in blocks("bash") for line in block.splitlines() if line.strip()})
+
+
+@lru_cache
+def help_of(module: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_two_commands_come_first() -> None:
+    _, first = next(blocks("bash"))
+    assert first.split("\n")[:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_teaches(module: str) -> None:
+    assert f"python -m {module}" in help_of(module)
+    assert "examples:" in help_of(module)
+
+
+@pytest.mark.parametrize(("document", "command"), COMMANDS)
+def test_every_command_is_one_we_have(document: str, command: str) -> None:
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        (target,) = [a for a in arguments if "=" not in a]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "pip":
+        assert arguments[0] == "install"
+        extras = re.fullmatch(r"\.(?:\[([a-z,]+)\])?", arguments[1])
+        assert extras, "installs this project"
+        declared = (ROOT / "pyproject.toml").read_text()
+        assert all(re.search(rf"^{e} = \[", declared, re.MULTILINE) for e in (extras[1] or "dev").split(","))
+    else:
+        assert (program, arguments[0]) == ("python", "-m"), f"unknown command in {document}"
+        assert arguments[1] in MODULES
+        parser = importlib.import_module(
+            f"{arguments[1]}.__main__" if arguments[1] == "export" else arguments[1]
+        )
+        parser.parser().parse_args(arguments[2:])  # exits, and so fails, for an option that does not exist
+
+
+def test_python_blocks_use_names_that_exist() -> None:
+    import runtime
+
+    snippets = [block for _, block in blocks("python")]
+    assert snippets
+    for snippet in snippets:
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.ImportFrom) and node.module == "runtime":
+                assert {alias.name for alias in node.names} <= set(runtime.__all__)
+
+
+def test_the_quickstart_answers(demo_bundle: Path, tmp_path: Path) -> None:
+    """Runs the README's Python block as it stands, with the demo bundle and a picture in their places."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(ROOT / "apps" / "demo" / "sample.mp4"))
+    good, frame = capture.read()
+    capture.release()
+    assert good
+    cv2.imwrite(str(tmp_path / "picture.png"), frame)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "demo-int8-cpu").symlink_to(demo_bundle)
+    (snippet,) = [block for document, block in blocks("python") if document == "README.md"]
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{snippet}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "ttft_s=" in result.stdout
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / document).read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert missing == []
+
+
+def test_the_folders_of_the_house_exist() -> None:
+    (house,) = [block for _, block in blocks("") if "plugins_trt/" in block]
+    folders = re.findall(r"^(\w+)/", house, re.MULTILINE)
+    assert {"export", "quant", "plugins_trt", "runtime", "apps", "tests", "benchmarks"} == set(folders)
+    assert all((ROOT / folder).is_dir() for folder in folders)
