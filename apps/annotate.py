@@ -43,9 +43,7 @@ class Captioner:
             try:
                 ImageFont.truetype(str(font_file), 16)
             except OSError as error:
-                raise ConfigError(
-                    f"{font_file} is no font: {error}", wanted="a .ttf, .otf or .ttc file"
-                ) from None
+                raise ConfigError(f"{font_file} is no font: {error}", wanted="a .ttf, .otf or .ttc file") from None
         self.lost: set[str] = set()  # characters no font had
         self._drawn: tuple[Caption, int, int] | None = None
         self._strip = np.zeros((0, 0, 3), np.float32)

@@ -25,12 +25,7 @@ def find_bundle(path: Path, *, ask: bool = False, answer: Callable[[str], str] =
     command = ["-m", "export", "--int8"] if demo else ["-m", "export", "CHECKPOINT", "--int8"]
     command += ["--out", str(path)]
     installed = find_spec("torch") is not None
-    if (
-        demo
-        and installed
-        and ask
-        and answer(f"There is no bundle at {path}. Export it now? [Y/n] ") in ("", "y", "Y")
-    ):
+    if demo and installed and ask and answer(f"There is no bundle at {path}. Export it now? [Y/n] ") in ("", "y", "Y"):
         if subprocess.run([sys.executable, *command], check=False).returncode == 0:
             return path
         raise BundleError(f"the export to {path} failed")

@@ -92,9 +92,7 @@ def _cjk_files() -> tuple[Path, ...]:
     folders = {
         "darwin": [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"],
         "win32": [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts"],
-    }.get(
-        sys.platform, [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".local/share/fonts"]
-    )
+    }.get(sys.platform, [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".local/share/fonts"])
     files = (f for folder in folders if folder.is_dir() for f in sorted(folder.rglob("*")))
     return tuple(f for f in files if f.suffix.lower() in {".ttf", ".ttc", ".otf"} and _is_cjk(f.name))
 

@@ -224,9 +224,7 @@ class LatestFrame:
                     return
         except VisualRWKVError as error:
             link.error = error
-        except (
-            Exception
-        ) as error:  # a driver or decoder may raise anything; the supervisor decides what follows
+        except Exception as error:  # a driver or decoder may raise anything; the supervisor decides what follows
             link.error = SourceError(f"{self.source.name}: {type(error).__name__}: {error}")
         finally:
             link.done.set()

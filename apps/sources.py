@@ -156,9 +156,7 @@ class FolderSource:
 class ArraySource:
     """Arrays from your own code: [H, W, 3] uint8 BGR, or anything `as_bgr` takes, at `fps`."""
 
-    def __init__(
-        self, images: Iterable[np.ndarray], *, fps: float = DEFAULT_FPS, name: str = "arrays"
-    ) -> None:
+    def __init__(self, images: Iterable[np.ndarray], *, fps: float = DEFAULT_FPS, name: str = "arrays") -> None:
         self.name, self.live, self.fps = name, False, fps
         self._images = images
 

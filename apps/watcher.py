@@ -22,9 +22,7 @@ HELP = """  Type a question about what the camera shows now. Also:
 class Watcher:
     """Asks `conversation` about the frames of `reader`, until done or `duration_s` seconds have passed."""
 
-    def __init__(
-        self, reader: LatestFrame, conversation: Conversation, *, duration_s: float | None = None
-    ) -> None:
+    def __init__(self, reader: LatestFrame, conversation: Conversation, *, duration_s: float | None = None) -> None:
         self._reader, self._conversation = reader, conversation
         self._end = None if duration_s is None else time.monotonic() + duration_s
         self.answers: list[Answer] = []

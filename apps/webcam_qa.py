@@ -47,21 +47,15 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument(
-        "--bundle", type=Path, default=DEFAULT_BUNDLE, help="exported model (default: %(default)s)"
-    )
+    p.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="exported model (default: %(default)s)")
     p.add_argument(
         "--source",
         help="camera number, video file, folder, rtsp:// or http:// address (default: first camera)",
     )
     what = p.add_argument_group("questions")
-    what.add_argument(
-        "--question", action="append", metavar="TEXT", help="ask this; may be given several times"
-    )
+    what.add_argument("--question", action="append", metavar="TEXT", help="ask this; may be given several times")
     what.add_argument("--every", type=_positive, metavar="SECONDS", help="ask --question again and again")
-    what.add_argument(
-        "--questions", type=Path, metavar="FILE", help="JSON file of timed questions and answers"
-    )
+    what.add_argument("--questions", type=Path, metavar="FILE", help="JSON file of timed questions and answers")
     what.add_argument(
         "--check",
         nargs="?",
@@ -80,21 +74,15 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     how.add_argument("--seed", type=int, metavar="N", help="repeat the same draws")
     how.add_argument("--padding", choices=("none", "left16"), help="default: what the bundle says")
-    how.add_argument(
-        "--threads", type=_count, metavar="N", help="compute threads (default: one core stays free)"
-    )
+    how.add_argument("--threads", type=_count, metavar="N", help="compute threads (default: one core stays free)")
     watch = p.add_argument_group("watching")
     watch.add_argument("--save", type=Path, metavar="FILE", help="write an annotated .mp4 or .avi")
-    watch.add_argument(
-        "--font", type=Path, metavar="FILE", help="font for --save (default: one that has the text)"
-    )
+    watch.add_argument("--font", type=Path, metavar="FILE", help="font for --save (default: one that has the text)")
     watch.add_argument("--frames", type=_count, metavar="N", help="stop after N frames")
     watch.add_argument("--duration", type=_positive, metavar="S", help="stop after S seconds")
     watch.add_argument("--fps", type=_positive, metavar="F", help="pace of a folder of pictures (default: 1)")
     watch.add_argument("--loop", action="store_true", help="start a file or folder over at its end")
-    watch.add_argument(
-        "--fast", action="store_true", help="read a file as fast as it decodes, not at its pace"
-    )
+    watch.add_argument("--fast", action="store_true", help="read a file as fast as it decodes, not at its pace")
     return p
 
 
@@ -161,9 +149,7 @@ def _run(args: argparse.Namespace, load: Callable[..., VisualRWKV], stdin: TextI
                 recorder.hold(2.0)
                 recorder.close()
                 if recorder.lost:
-                    print(
-                        f'(no font here has {recorder.lost}: drawn as "?"; install one or pass --font FILE)'
-                    )
+                    print(f'(no font here has {recorder.lost}: drawn as "?"; install one or pass --font FILE)')
             watcher.summary(f"{recorder.path}, {recorder.frames} frames" if recorder else "")
     return watcher.verdict(args.check) if args.check else 0
 

@@ -1,7 +1,7 @@
 """Random-weight checkpoints in the official key naming and sizes, for measuring what small models cannot show.
 
-    python -m benchmarks.random_checkpoint 0.1B v700-0B1.pth            # VisualRWKV v7.00 with the full fused tower
-    python -m benchmarks.random_checkpoint 1.5B text-1B5.pth --text     # language model only
+python -m benchmarks.random_checkpoint 0.1B v700-0B1.pth            # VisualRWKV v7.00 with the full fused tower
+python -m benchmarks.random_checkpoint 1.5B text-1B5.pth --text     # language model only
 """
 
 from __future__ import annotations
@@ -49,7 +49,19 @@ def language_model(size: Size, prefix: str) -> Shapes:
         yield from _norm(f"{block}ln1", c)
         yield from _norm(f"{block}ln2", c)
         yield from _norm(f"{block}att.ln_x", c)
-        for name in ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g", "w0", "a0", *(["v0"] if i else []), "k_k", "k_a"):
+        for name in (
+            "x_r",
+            "x_w",
+            "x_k",
+            "x_v",
+            "x_a",
+            "x_g",
+            "w0",
+            "a0",
+            *(["v0"] if i else []),
+            "k_k",
+            "k_a",
+        ):
             yield f"{block}att.{name}", (1, 1, c), NEAR_ONE if name.startswith("k_") else 0.5
         for name, rank in zip("wavg", size.ranks, strict=True):
             if name != "v" or i:

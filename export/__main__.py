@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from runtime.errors import VisualRWKVError
@@ -31,7 +31,10 @@ The recurrent state, decays, norms and LoRA paths stay float32 in every precisio
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     command = argparse.ArgumentParser(
-        "python -m export", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m export",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("checkpoint", nargs="?", type=Path, help=".pth or .safetensors (default: the demo model)")
     precision = command.add_mutually_exclusive_group()
@@ -44,8 +47,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--target", default="cpu", help="where the bundle will run: cpu (default)")
     command.add_argument("--out", type=Path, help="bundle folder (default: build/NAME-PRECISION-TARGET)")
     command.add_argument("--overwrite", action="store_true", help="replace the bundle in --out")
-    command.add_argument("--config", type=Path, help="JSON with what tensors cannot tell (see docs in export/config.py)")
-    command.add_argument("--vision", type=Path, nargs="+", default=[], metavar="FILE", help="vision towers in own files")
+    command.add_argument(
+        "--config", type=Path, help="JSON with what tensors cannot tell (see docs in export/config.py)"
+    )
+    command.add_argument(
+        "--vision", type=Path, nargs="+", default=[], metavar="FILE", help="vision towers in own files"
+    )
     command.set_defaults(precision="fp32")
     return command
 
@@ -76,9 +83,14 @@ def _export(args: argparse.Namespace, console: Console) -> None:
         name = checkpoint.stem
     config = ExportConfig.load(config_path, checkpoint.name) if config_path else ExportConfig()
     out = args.out or Path("build") / f"{name}-{args.precision}-{args.target}"
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as bars:
-        stages: dict[str, int] = {}
+        stages: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in stages:

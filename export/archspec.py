@@ -7,9 +7,7 @@ from typing import Literal
 
 from runtime.spec import Padding
 
-Naming = Literal[
-    "timm", "siglip", "dinov2"
-]  # timm; Hugging Face SiglipVisionModel; Hugging Face Dinov2WithRegisters
+Naming = Literal["timm", "siglip", "dinov2"]  # timm; Hugging Face SiglipVisionModel; Hugging Face Dinov2WithRegisters
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,7 @@ class ViTSpec:
     heads: int
     mlp: int
     registers: int | None  # register tokens after a class token; None: neither
-    position_keys: Literal[
-        "pos_embed", "with_class"
-    ]  # "with_class": the table's first row is the class token's
+    position_keys: Literal["pos_embed", "with_class"]  # "with_class": the table's first row is the class token's
     gelu: Literal["none", "tanh"]  # approximation
     final: bool  # run every block and the final norm; else stop after the second to last block
 

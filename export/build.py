@@ -21,9 +21,9 @@ import torch
 
 import quant.graph
 from export.arch.rwkv7 import RWKV7, embedding_table
+from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint
 from export.config import ExportConfig
-from export.archspec import ArchSpec
 from export.infer import infer
 from export.towers.vision import VisionModel
 from export.trace import custom_ops, fill, finish, trace
@@ -136,9 +136,7 @@ class _Writer:
         embedding = self._embedding()
         vocabulary = vocabulary_file(self.config)
         shutil.copyfile(vocabulary, self.folder / VOCABULARY_FILE)
-        files = {
-            path.name: FileSpec(path.stat().st_size, sha256_file(path)) for path in sorted(self.folder.iterdir())
-        }
+        files = {path.name: FileSpec(path.stat().st_size, sha256_file(path)) for path in sorted(self.folder.iterdir())}
         slots = slot_specs(self.spec)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
@@ -169,7 +167,9 @@ class _Writer:
                 state_per_session=2 * sum(4 * int(np.prod(slot.resolve(1))) for slot in slots),
             ),
             provenance=Provenance(
-                f"visualrwkv-edge {_version()}", self.checkpoint.name, self.checkpoint.sha256(progress=lambda done, total: self.progress("hash source", done, total))
+                f"visualrwkv-edge {_version()}",
+                self.checkpoint.name,
+                self.checkpoint.sha256(progress=lambda done, total: self.progress("hash source", done, total)),
             ),
             files=files,
         )
@@ -183,7 +183,10 @@ class _Writer:
             inputs = {"embeddings": torch.empty(2, 17, self.spec.n_embd)}
             inputs.update({slot.name: torch.empty(slot.resolve(2)) for slot in slot_specs(self.spec)})
         batch, length = torch.export.Dim("B", min=1, max=64), torch.export.Dim("T", min=1, max=1 << 16)
-        dynamic = {"embeddings": {0: batch, 1: length}, **{slot.name: {1: batch} for slot in slot_specs(self.spec)}}
+        dynamic = {
+            "embeddings": {0: batch, 1: length},
+            **{slot.name: {1: batch} for slot in slot_specs(self.spec)},
+        }
         outputs = ("logits", *(f"{slot.name}_out" for slot in slot_specs(self.spec)))
         model = trace(module, inputs, outputs, dynamic)
         self._save("step", model, module.sources())
@@ -226,17 +229,23 @@ class _Writer:
         fill(model, lambda parameter: load_weight(self.checkpoint, sources[parameter]).numpy())
         finish(model)
         self.rules += quant.graph.apply(model, self.recipe)
-        total, done = sum(value.const_value.nbytes for value in model.graph.initializers.values()), 0
+        total, done = sum(tensor.nbytes for tensor in _tensors(model)), 0
 
         def count(tensor: ir.TensorProtocol, info: object) -> None:
             nonlocal done
             done += tensor.nbytes
             self.progress(f"write {name} weights", done, max(done, total))
 
-        ir.save(model, self.folder / f"{name}.onnx", external_data=f"{name}.onnx.data", callback=count, alignment=4096)
+        ir.save(
+            model,
+            self.folder / f"{name}.onnx",
+            external_data=f"{name}.onnx.data",
+            callback=count,
+            alignment=4096,
+        )
 
     def _embedding(self) -> EmbeddingSpec:
-        dtype = "float32" if self.recipe.embedding == "float32" else "float16"
+        dtype = self.recipe.embedding
         rows = 0
         with (self.folder / EMBEDDING_FILE).open("wb") as file:
             for chunk in embedding_table(self.checkpoint, self.spec):
@@ -257,6 +266,12 @@ def slot_specs(spec: ArchSpec) -> tuple[SlotSpec, ...]:
     )
 
 
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            yield value.const_value
+
+
 def _size(files: dict[str, FileSpec], graph: str) -> int:
     return sum(spec.bytes for name, spec in files.items() if name.startswith(f"{graph}.onnx"))
 
@@ -271,10 +286,10 @@ def _version() -> str:
 @contextmanager
 def _destination(out: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a folder to write into, which becomes `out` if nothing goes wrong and disappears otherwise."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (overwrite and (out / MANIFEST_FILE).is_file()):
-            what = "is not a bundle" if overwrite else "exists and is not an empty folder"
-            raise ExportError(f"{out} {what}", hint="choose another --out, or --overwrite a bundle")
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken and not (overwrite and (out / MANIFEST_FILE).is_file()):
+        what = "is not a bundle" if overwrite else "exists and is not an empty folder"
+        raise ExportError(f"{out} {what}", hint="choose another --out, or --overwrite a bundle")
     folder = out.parent / f".{out.name}.partial-{os.getpid()}"
     old = folder.with_name(f"{folder.name}-old")
     try:
@@ -288,7 +303,9 @@ def _destination(out: Path, overwrite: bool) -> Iterator[Path]:
         folder.rename(out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise ExportError(f"the disk of {out.parent} is full", hint="free some space, or choose another --out") from error
+            raise ExportError(
+                f"the disk of {out.parent} is full", hint="free some space, or choose another --out"
+            ) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -29,9 +29,7 @@ class Checkpoint:
         main_keys: the keys of the main file alone.
     """
 
-    def __init__(
-        self, path: Path, entries: dict[str, tuple[TensorFile, str]], main_keys: frozenset[str]
-    ) -> None:
+    def __init__(self, path: Path, entries: dict[str, tuple[TensorFile, str]], main_keys: frozenset[str]) -> None:
         self.path, self.main_keys = path, main_keys
         self._entries = entries
         self.shapes = {key: file.shapes[stored] for key, (file, stored) in entries.items()}
@@ -84,9 +82,7 @@ class Checkpoint:
     def tensor(self, key: str) -> torch.Tensor:
         """Return a tensor in its stored dtype and layout, mapped and read-only by convention."""
         if key not in self._entries:
-            raise CheckpointError(
-                f"{self.name} has no tensor {key}", wanted=f"one of its {len(self._entries)} tensors"
-            )
+            raise CheckpointError(f"{self.name} has no tensor {key}", wanted=f"one of its {len(self._entries)} tensors")
         file, stored = self._entries[key]
         return file.tensor(stored)
 
@@ -119,9 +115,7 @@ def _current(key: str) -> str:
     return re.sub(r"^vit\.(embeddings|encoder|post_layernorm|head)\.", r"vit.vision_model.\1.", key)
 
 
-def _same_tower(
-    added: dict[str, tuple[TensorFile, str]], have: dict[str, tuple[TensorFile, str]]
-) -> set[str]:
+def _same_tower(added: dict[str, tuple[TensorFile, str]], have: dict[str, tuple[TensorFile, str]]) -> set[str]:
     """Keys of `added` whose tower `have` already holds under another naming."""
     towers = {_tower(key) for key in have} - {""}
     return {key for key in added if _tower(key) in towers}

@@ -101,15 +101,9 @@ class ExportConfig:
             raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="check --config") from None
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON: {error}", hint="check --config") from None
-        if (
-            isinstance(data, dict)
-            and data
-            and all(Path(key).suffix in (".pth", ".safetensors") for key in data)
-        ):
+        if isinstance(data, dict) and data and all(Path(key).suffix in (".pth", ".safetensors") for key in data):
             if checkpoint_name not in data:
-                raise ConfigError(
-                    f"{path} has no entry for {checkpoint_name}", wanted=f"one of {', '.join(data)}"
-                )
+                raise ConfigError(f"{path} has no entry for {checkpoint_name}", wanted=f"one of {', '.join(data)}")
             data = data[checkpoint_name]
         return cls.from_dict(data, Path(path).parent)
 
@@ -152,9 +146,7 @@ def _vision(data: Any) -> VisionConfig | None:
     _check(data, {"type": str, **_SECTIONS[kind]}, "vision.")
     sizes: dict[str, Any] = {}
     for key, value in data.items():
-        sizes.update(
-            {f"{key}.{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {key: value}
-        )
+        sizes.update({f"{key}.{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {key: value})
     del sizes["type"]
     for key, value in sizes.items():
         items = value if isinstance(value, list) else [value]
@@ -180,9 +172,7 @@ def _check(data: Any, known: dict[str, Any], path: str) -> None:
         elif kind is float and type(value) in (int, float):
             continue
         elif kind is not None and type(value) is not kind:
-            raise _wrong(
-                path + key, value, {int: "a whole number", str: "a text"}.get(kind, f"a {kind.__name__}")
-            )
+            raise _wrong(path + key, value, {int: "a whole number", str: "a text"}.get(kind, f"a {kind.__name__}"))
 
 
 def _wrong(key: str, value: Any, wanted: str) -> ConfigError:

@@ -49,9 +49,7 @@ def infer(checkpoint: Checkpoint, config: ExportConfig) -> ArchSpec:
     ranks = {name: _rank(checkpoint, prefix, name, layers) for name in ("w", "a", "v", "g")}
     has_vision = any(key.startswith("proj.") for key in shapes)
     if config.vision and config.vision.type == "clip":
-        raise ConfigError(
-            "vision.type is 'clip'", wanted="a tower of an RWKV-7 model", hint="CLIP belongs to RWKV-6"
-        )
+        raise ConfigError("vision.type is 'clip'", wanted="a tower of an RWKV-7 model", hint="CLIP belongs to RWKV-6")
     if (config.vision or config.version in ("7.00", "7.01", "7.02")) and not has_vision:
         raise ConfigError(
             f"the configuration describes a visual model, but {checkpoint.name} has no projector (proj.*)",
@@ -220,8 +218,7 @@ def _check_config(spec: ArchSpec, config: ExportConfig, checkpoint: Checkpoint) 
         **{f"lm.lora.{name}": getattr(spec, f"rank_{name}") for name in ("w", "a", "v", "g")},
     }
     said: dict[str, Any] = {
-        key: getattr(config, key)
-        for key in ("n_keys", "stored_dtype", "proj", "family", "n_state_encoder_layer")
+        key: getattr(config, key) for key in ("n_keys", "stored_dtype", "proj", "family", "n_state_encoder_layer")
     }
     for key, value in config.lm.items():
         said.update({f"lm.lora.{k}": v for k, v in value.items()} if key == "lora" else {f"lm.{key}": value})

@@ -101,9 +101,7 @@ def find_tower(checkpoint: Checkpoint, config: ExportConfig) -> TowerSpec:
             for name, heads in (("dino", _DINO_HEADS), ("siglip", _SIGLIP_HEADS))
         )  # fmt: skip
         if dino.registers is None:
-            raise CheckpointError(
-                "the DINOv2 tower has no register tokens", wanted="DINOv2 with 4 registers (reg4)"
-            )
+            raise CheckpointError("the DINOv2 tower has no register tokens", wanted="DINOv2 with 4 registers (reg4)")
         tower = TowerSpec("fused", cells, dino.width + siglip.width + 4 * sam.neck, dino, siglip, sam)
     else:
         lacking = ", ".join(sorted(fused - parts)) or "nothing"
@@ -190,9 +188,7 @@ def _vit(
     own_side = math.isqrt(rows - class_row)
     image_size = section.config.number(f"{section.path}image_size") if section.config else None
     if image_size is not None and image_size % patch_size:
-        raise ConfigError(
-            f"vision.{section.path}image_size is {image_size}", wanted=f"a multiple of {patch_size}"
-        )
+        raise ConfigError(f"vision.{section.path}image_size is {image_size}", wanted=f"a multiple of {patch_size}")
     side = grid or (image_size // patch_size if image_size else own_side)
     if registers is not None:
         section.agree("reg_tokens", registers)
@@ -207,9 +203,7 @@ def _vit(
         heads=section.heads(width, known_heads),
         mlp=section.agree("mlp", _shape(checkpoint, f"{prefix}{block}.0.{fc1}", 2)[0]),
         registers=registers,
-        position_keys="with_class"
-        if registers is not None and f"{prefix}reg_token" not in shapes
-        else "pos_embed",
+        position_keys="with_class" if registers is not None and f"{prefix}reg_token" not in shapes else "pos_embed",
         gelu="tanh" if gelu == "tanh" else "none",
         final=final,
     )
@@ -236,9 +230,7 @@ def _sam(checkpoint: Checkpoint, vision: VisionConfig | None) -> SamSpec:
     where = [index for index, window in enumerate(windows) if not window]
     said = vision.sizes.get("sam.global_attn_indexes") if vision else None
     if said is not None and said != where:
-        raise ConfigError(
-            f"vision.sam.global_attn_indexes is {said}", wanted=f"{where}, as in the checkpoint"
-        )
+        raise ConfigError(f"vision.sam.global_attn_indexes is {said}", wanted=f"{where}, as in the checkpoint")
     if side % 2:
         raise CheckpointError(f"{prefix}pos_embed has a grid of {side} x {side}", wanted="an even side")
     return SamSpec(
@@ -257,9 +249,7 @@ def _shape(checkpoint: Checkpoint, key: str, axes: int | None = None) -> tuple[i
     shape = checkpoint.shapes.get(key)
     if not shape or (axes is not None and len(shape) != axes) or 0 in shape:
         found = f"{key} has shape {list(shape)}" if shape else f"{key} is missing"
-        raise CheckpointError(
-            f"{checkpoint.name}: {found}", wanted=f"{axes or 2} axes", hint="check the vision tower"
-        )
+        raise CheckpointError(f"{checkpoint.name}: {found}", wanted=f"{axes or 2} axes", hint="check the vision tower")
     return shape
 
 

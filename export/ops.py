@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxscript
 import torch
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
@@ -89,7 +88,10 @@ def schema() -> onnx.defs.OpSchema:
         type_constraints=[("T", ["tensor(float)"], "float32 only")],
         attributes=[
             attribute("head_size", kinds.INT, "channels per head", required=True),
-            *(attribute(name, kinds.STRING, "selects the TensorRT plugin", required=True) for name in PLUGIN_ATTRIBUTES),
+            *(
+                attribute(name, kinds.STRING, "selects the TensorRT plugin", required=True)
+                for name in PLUGIN_ATTRIBUTES
+            ),
         ],
     )
 
@@ -177,12 +179,12 @@ def WKV7(r, w, k, v, a, b, state, head_size: int, plugin_namespace: str, plugin_
 
         @graph()
         def wkv7_chunk(
-            g_state: FLOAT["b", "h", "n", "n"],  # noqa: F821
-            g_read: FLOAT["b", "h", "c", "n"],  # noqa: F821
-            g_fixed: FLOAT["b", "h", "c", "n"],  # noqa: F821
-            g_end: FLOAT["b", "h", "n", "m"],  # noqa: F821
-            g_write: FLOAT["b", "h", "n", "d"],  # noqa: F821
-            g_v: FLOAT["b", "h", "c", "n"],  # noqa: F821
+            g_state: FLOAT["b", "h", "n", "n"],
+            g_read: FLOAT["b", "h", "c", "n"],
+            g_fixed: FLOAT["b", "h", "c", "n"],
+            g_end: FLOAT["b", "h", "n", "m"],
+            g_write: FLOAT["b", "h", "n", "d"],
+            g_v: FLOAT["b", "h", "c", "n"],
         ):
             g_u = op.Add(g_fixed, op.MatMul(g_read, g_state))
             g_next = op.Add(op.Mul(g_state, g_end), op.MatMul(g_write, op.Concat(g_u, g_v, axis=-2)))

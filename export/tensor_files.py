@@ -38,28 +38,18 @@ class TensorFile(Protocol):
 def open_tensor_file(path: Path) -> TensorFile:
     """Open a checkpoint or vision file; raises `CheckpointError` unless it plainly holds float tensors."""
     if not path.exists():
-        raise CheckpointError(
-            f"{path} does not exist", wanted="a .pth or .safetensors file", hint="check the path"
-        )
+        raise CheckpointError(f"{path} does not exist", wanted="a .pth or .safetensors file", hint="check the path")
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (".pth", ".pt", ".bin", ".safetensors"))
-        hint = (
-            f"name one of its files: {', '.join(inside[:_SHOWN])}"
-            if inside
-            else "name the checkpoint file itself"
-        )
+        hint = f"name one of its files: {', '.join(inside[:_SHOWN])}" if inside else "name the checkpoint file itself"
         raise CheckpointError(f"{path} is a directory", wanted="a .pth or .safetensors file", hint=hint)
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}", hint="check its permissions"
-        ) from None
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from None
     if not start:
-        raise CheckpointError(
-            f"{path} is empty", wanted="a .pth or .safetensors file", hint="download it again"
-        )
+        raise CheckpointError(f"{path} is empty", wanted="a .pth or .safetensors file", hint="download it again")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights", hint="run `git lfs pull`")
     if start[8:9] == b"{" and not start.startswith(b"PK"):
@@ -92,9 +82,7 @@ class _Safetensors:
         names = {key: slice_.get_dtype() for key, slice_ in slices.items()}
         _refuse_dtypes(path, {key: name for key, name in names.items() if name not in _SAFETENSORS_DTYPES})
         self.shapes = {key: tuple(slice_.get_shape()) for key, slice_ in slices.items()}
-        self.dtypes = {
-            key: _SAFETENSORS_DTYPES[name] for key, name in names.items() if name in _SAFETENSORS_DTYPES
-        }
+        self.dtypes = {key: _SAFETENSORS_DTYPES[name] for key, name in names.items() if name in _SAFETENSORS_DTYPES}
         for key in set(self.shapes) - set(self.dtypes):
             del self.shapes[key]  # an ignorable integer buffer
 
@@ -118,9 +106,7 @@ def _load(path: Path) -> Any:
             wanted="a plain state dict of tensors",
             hint="save `model.state_dict()` instead of the whole model",
         ) from None
-    except (
-        Exception
-    ) as error:  # torch raises whatever its unpickler stumbles on: KeyError, EOFError, RuntimeError...
+    except Exception as error:  # torch raises whatever its unpickler stumbles on: KeyError, EOFError, RuntimeError...
         raise _damaged(path, error) from None
 
 
@@ -148,11 +134,7 @@ def _named_tensors(path: Path, content: Any) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not content:
         what = f"a {type(content).__name__}" if not isinstance(content, Mapping) else "an empty state dict"
         raise CheckpointError(f"{path} holds {what}", wanted="a state dict: names to tensors")
-    odd = [
-        key
-        for key, value in content.items()
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor)
-    ]
+    odd = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, torch.Tensor)]
     if odd:
         kind = type(content[odd[0]]).__name__
         raise CheckpointError(
@@ -162,9 +144,7 @@ def _named_tensors(path: Path, content: Any) -> dict[str, torch.Tensor]:
         )
     plain = {key: value.detach() for key, value in content.items()}
     bad = {
-        key: _kind(value)
-        for key, value in plain.items()
-        if value.dtype not in DTYPES or value.layout != torch.strided
+        key: _kind(value) for key, value in plain.items() if value.dtype not in DTYPES or value.layout != torch.strided
     }
     _refuse_dtypes(path, bad)
     return {key: value for key, value in plain.items() if key not in bad}

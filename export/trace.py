@@ -6,6 +6,7 @@ a lazy tensor that loads, checks and transposes one weight of the checkpoint at 
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -78,12 +79,16 @@ def fill(model: ir.Model, load: WeightLoader) -> None:
         if value.const_value is None or _has_data(value.const_value):
             continue
         value.const_value = ir.LazyTensor(
-            lambda name=name: ir.Tensor(load(name), name=name),
+            functools.partial(_load, load, name),
             dtype=ir.DataType.FLOAT,
-            shape=ir.Shape([int(d) for d in value.const_value.shape]),
+            shape=ir.Shape(value.const_value.shape.numpy()),
             name=name,
             cache=False,
         )
+
+
+def _load(load: WeightLoader, name: str) -> ir.TensorProtocol:
+    return ir.Tensor(load(name), name=name)
 
 
 def _has_data(tensor: ir.TensorProtocol) -> bool:

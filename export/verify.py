@@ -1,8 +1,8 @@
 """Holding a written bundle against torch: image embeddings, logits, state and greedy tokens.
 
-The bundle answers a seeded prompt (with an image, if it takes any) through the runtime, as a user's program would; torch
-then runs the same positions in one sequence, its weights streamed layer by layer, so a 1.5B model needs a few hundred
-megabytes. Image embeddings and token rows enter both sides as each side computes them itself.
+The bundle answers a seeded prompt (with an image, if it takes any) through the runtime, as a user's program would;
+torch then runs the same positions in one sequence, its weights streamed layer by layer, so a 1.5B model needs a few
+hundred megabytes. Image embeddings and token rows enter both sides as each side computes them itself.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from export.archspec import ArchSpec
 from export.arch.rwkv7 import LN_EPS, RWKV7, embedding_sources
+from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint
 from export.stream import streamed
 from export.towers.vision import VisionModel
@@ -127,7 +127,11 @@ def _run_bundle(bundle: Bundle, tokens: np.ndarray, pixels: dict[str, np.ndarray
 
 
 def _run_torch(
-    checkpoint: Checkpoint, spec: ArchSpec, tokens: np.ndarray, greedy: list[int], pixels: dict[str, np.ndarray]
+    checkpoint: Checkpoint,
+    spec: ArchSpec,
+    tokens: np.ndarray,
+    greedy: list[int],
+    pixels: dict[str, np.ndarray],
 ) -> _Run:
     image = torch.zeros(0, spec.n_embd)
     if pixels:
@@ -155,7 +159,11 @@ def _run_torch(
             states.append(state)
         logits = model.head(x[0, -len(greedy) :])
     slots = dict(
-        zip(("att_shift", "ffn_shift", "wkv"), (torch.stack(s).numpy() for s in zip(*states, strict=True)), strict=True)
+        zip(
+            ("att_shift", "ffn_shift", "wkv"),
+            (torch.stack(s).numpy() for s in zip(*states, strict=True)),
+            strict=True,
+        )
     )
     return _Run(image.numpy(), logits.numpy(), greedy, slots)
 
@@ -164,8 +172,8 @@ def _embed(checkpoint: Checkpoint, spec: ArchSpec, tokens: np.ndarray) -> torch.
     """Rows of the embedding table with ln0 applied, [T, C]; reads only those rows."""
     sources = embedding_sources(spec)
     rows = checkpoint.tensor(sources["table"].keys[0])[torch.from_numpy(tokens)].float()
-    norm = [load_weight(checkpoint, sources[name]) for name in ("ln0_weight", "ln0_bias")]
-    return F.layer_norm(rows, (spec.n_embd,), *norm, LN_EPS)
+    weight, bias = (load_weight(checkpoint, sources[name]) for name in ("ln0_weight", "ln0_bias"))
+    return F.layer_norm(rows, (spec.n_embd,), weight, bias, LN_EPS)
 
 
 def _compare(name: str, ours: np.ndarray, theirs: np.ndarray, limit: float) -> Row:

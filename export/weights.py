@@ -82,9 +82,7 @@ class Loadable(nn.Module):
 
     def declare(self, name: str, shape: tuple[int, ...], *keys: str, layout: Layout = "as_is") -> None:
         """Add an uninitialised float32 parameter `name` that is made from checkpoint tensors `keys`."""
-        self.register_parameter(
-            name, nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
-        )
+        self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False))
         self._own_sources[name] = WeightSource(keys, layout, shape)
 
     def declare_norm(self, name: str, width: int, prefix: str) -> None:
@@ -94,9 +92,7 @@ class Loadable(nn.Module):
 
     def declare_linear(self, name: str, inputs: int, outputs: int, prefixes: Sequence[str]) -> None:
         """Add `{name}_weight` [inputs, outputs] and `{name}_bias` [outputs]; several prefixes are joined."""
-        self.declare(
-            f"{name}_weight", (inputs, outputs), *(f"{p}weight" for p in prefixes), layout="transpose"
-        )
+        self.declare(f"{name}_weight", (inputs, outputs), *(f"{p}weight" for p in prefixes), layout="transpose")
         self.declare(f"{name}_bias", (outputs,), *(f"{p}bias" for p in prefixes))
 
     def sources(self) -> dict[str, WeightSource]:
@@ -117,9 +113,7 @@ def load_weight(checkpoint: Checkpoint, source: WeightSource) -> torch.Tensor:
         ExportError: a parameter got a shape it should not have (an error in this exporter).
     """
     tensors = [finite(checkpoint, key) for key in source.keys]
-    wrong = source.mismatches(
-        {key: tuple(tensor.shape) for key, tensor in zip(source.keys, tensors, strict=True)}
-    )
+    wrong = source.mismatches({key: tuple(tensor.shape) for key, tensor in zip(source.keys, tensors, strict=True)})
     for key, wanted in wrong:
         raise CheckpointError(f"{key} has shape {list(checkpoint.tensor(key).shape)}", wanted=wanted)
     made = _make(source, tensors).to(torch.float32).contiguous()
@@ -156,11 +150,7 @@ def _make(source: WeightSource, tensors: list[torch.Tensor]) -> torch.Tensor:
     shape = source.shape
     if source.layout == "as_is":
         part = (*shape[:-1], shape[-1] // len(tensors))
-        return (
-            torch.cat([t.reshape(part) for t in tensors], -1)
-            if len(tensors) > 1
-            else tensors[0].reshape(shape)
-        )
+        return torch.cat([t.reshape(part) for t in tensors], -1) if len(tensors) > 1 else tensors[0].reshape(shape)
     if source.layout == "transpose":
         matrices = [t.reshape(-1, shape[0]).to(torch.float32).T for t in tensors]
         return torch.cat(matrices, -1) if len(matrices) > 1 else matrices[0]

@@ -52,7 +52,11 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None
     half = _initializer(
-        model, f"{name}_fp16", ir.DataType.FLOAT16, tuple(tensor.shape), lambda: tensor.numpy().astype(np.float16)
+        model,
+        f"{name}_fp16",
+        ir.DataType.FLOAT16,
+        tuple(tensor.shape.numpy()),
+        lambda: tensor.numpy().astype(np.float16),
     )
     cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)})
     cast.outputs[0].name = f"{name}_fp32"
@@ -64,7 +68,7 @@ def _to_int8_b32(model: ir.Model, value: ir.Value) -> int:
     """Replace every `x @ weight` by MatMulNBits with 8-bit codes."""
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None
-    k, n = (int(axis) for axis in tensor.shape)
+    k, n = tensor.shape.numpy()
     blocks = -(-k // BLOCK)
     latest: dict[str, Any] = {}
 

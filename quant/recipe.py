@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Recipe:
 
     name: str
     rules: tuple[Rule, ...]
-    embedding: str  # format of the embedding table: "float32" or "float16"
+    embedding: Literal["float32", "float16"]  # of the token embedding table
 
     def rule(self, name: str) -> Rule:
         """Return the rule for an initializer."""
@@ -33,9 +34,11 @@ class Recipe:
 
 KEEP = Rule("*", "float32", "norms, mixing vectors, LoRA paths, decay and biases: small, and errors there compound")
 
+KEEP_TABLES = Rule("*.pool", "float32", "the constant matrix of average pooling")
 _STEP = "read once per token: the cost of a decode step"
 _TOWER = "read once per image"
-_STEP_MATRICES = tuple(f"*.att.{name}" for name in ("receptance", "key", "value", "output")) + (
+_STEP_MATRICES = (
+    *(f"*.att.{name}" for name in ("receptance", "key", "value", "output")),
     "*.ffn.key",
     "*.ffn.value",
     "head.head",
@@ -46,7 +49,11 @@ RECIPES = {
     "fp32": Recipe("fp32", (), "float32"),
     "fp16": Recipe(
         "fp16",
-        (*(Rule(p, "float16", _STEP) for p in _STEP_MATRICES), *(Rule(p, "float16", _TOWER) for p in _TOWER_MATRICES)),
+        (
+            KEEP_TABLES,
+            *(Rule(p, "float16", _STEP) for p in _STEP_MATRICES),
+            *(Rule(p, "float16", _TOWER) for p in _TOWER_MATRICES),
+        ),
         "float16",
     ),
     "int8": Recipe("int8", tuple(Rule(p, "int8-b32", _STEP) for p in _STEP_MATRICES), "float16"),

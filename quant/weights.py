@@ -1,7 +1,7 @@
 """Weight formats: how a float matrix becomes the initializers of one quantised matrix product, in plain NumPy.
 
-`int8-b32` is onnxruntime's `MatMulNBits` with 8 bits: each output column is cut into blocks of 32 inputs, a block has one
-float32 scale, and the codes are unsigned around 128, so that no kernel saturates on a CPU without VNNI. With
+`int8-b32` is onnxruntime's `MatMulNBits` with 8 bits: each output column is cut into blocks of 32 inputs, a block has
+one float32 scale, and the codes are unsigned around 128, so that no kernel saturates on a CPU without VNNI. With
 accuracy_level 4 the activations are rounded to 8 bits per token and block inside the kernel; a token's result never
 depends on its neighbours in a segment, which per-tensor dynamic quantisation would break.
 """

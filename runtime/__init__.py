@@ -7,7 +7,20 @@ from runtime.engine import Engine
 from runtime.errors import VisualRWKVError
 from runtime.model import VisualRWKV
 from runtime.sampling import GenerateOptions
-from runtime.session import Chunk, Session
+from runtime.session import Chunk, Session, SessionSnapshot, Stats, Turn
 from runtime.state import Snapshot, State
 
-__all__ = ["Bundle", "Chunk", "Engine", "GenerateOptions", "Session", "Snapshot", "State", "VisualRWKV", "VisualRWKVError"]
+__all__ = [
+    "Bundle",
+    "Chunk",
+    "Engine",
+    "GenerateOptions",
+    "Session",
+    "SessionSnapshot",
+    "Snapshot",
+    "State",
+    "Stats",
+    "Turn",
+    "VisualRWKV",
+    "VisualRWKVError",
+]

@@ -1,7 +1,7 @@
 """Opening a bundle: a folder whose manifest declares every file, its size and its digest.
 
-Nothing in a bundle is executed. A file is used only if the manifest lists it, its name is a plain one inside the folder,
-and its size and (unless `verify=False`) SHA-256 are the declared ones.
+Nothing in a bundle is executed. A file is used only if the manifest lists it, its name is a plain one inside the
+folder, and its size and (unless `verify=False`) SHA-256 are the declared ones.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Bundle:
         for name, declared in manifest.files.items():
             _check_file(root, name, declared, verify=verify)
         if fingerprint(manifest.files) != manifest.fingerprint:
-            raise BundleError(f"{manifest_path} was edited: its fingerprint does not match its files", hint=_EXPORT_AGAIN)
+            raise BundleError(
+                f"{manifest_path} was edited: its fingerprint does not match its files", hint=_EXPORT_AGAIN
+            )
         return bundle
 
     def file(self, name: str) -> Path:

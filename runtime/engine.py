@@ -1,7 +1,8 @@
-"""Images and tokens in, logits out. The engine knows slots and graphs; it knows no text, no prompt and no model name."""
+"""Images and tokens in, logits out. The engine knows slots and graphs, but no text, no prompt and no model name."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,16 +15,17 @@ from runtime.state import State
 
 PREFILL_SEGMENT = 256  # tokens per call: bounds the memory of activations, longer gains nothing measurable
 
-Embeddings = np.ndarray
-Tokens = Sequence[int]
+Embeddings = np.ndarray  # [T, C] float32, ln0 applied
+Tokens = Sequence[int] | np.ndarray  # ids [T]
 
 
 class Engine:
-    """One loaded model. Not thread-safe: callers serialise `encode` and `advance`."""
+    """One loaded model. Not thread-safe: hold `lock` over `encode`, and over `advance` and reading its logits."""
 
     def __init__(self, bundle: Bundle, backend: Backend, *, prefill_segment: int = PREFILL_SEGMENT) -> None:
         """Load the bundle's graphs on a backend."""
         self.bundle, self.manifest, self.backend = bundle, bundle.manifest, backend
+        self.lock = threading.Lock()
         self._segment = prefill_segment
         self._table = bundle.embedding_table()
         width, vocab = self.manifest.width, self.manifest.vocab_size
@@ -115,7 +117,10 @@ class Engine:
             wanted = _view_shape(view)
             if array is None or array.shape[1:] != wanted or array.dtype != np.float32:
                 found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
-                raise InputError(f"view {view.name!r} is {found}", wanted=f"float32 [images, {', '.join(map(str, wanted))}]")
+                raise InputError(
+                    f"view {view.name!r} is {found}",
+                    wanted=f"float32 [images, {', '.join(map(str, wanted))}]",
+                )
             counts.add(len(array))
         if len(counts) != 1 or not min(counts):
             raise InputError(f"views hold {sorted(counts)} images", wanted="the same number, at least one, in each")

@@ -89,9 +89,7 @@ def split_regions(image: np.ndarray, regions: RegionSpec) -> list[np.ndarray]:
         ((c, r) for c in columns for r in rows),
         key=lambda cr: _waste(cr[0] * size, cr[1] * size, width, height),
     )
-    canvas = Image.fromarray(image).resize(
-        (grid[0] * size, grid[1] * size), _RESAMPLING[regions.interpolation]
-    )
+    canvas = Image.fromarray(image).resize((grid[0] * size, grid[1] * size), _RESAMPLING[regions.interpolation])
     tiles = np.asarray(canvas).reshape(grid[1], size, grid[0], size, 3).swapaxes(1, 2)
     return [np.ascontiguousarray(tile) for row in tiles for tile in row]
 
@@ -111,18 +109,10 @@ def frame_hash(image: np.ndarray) -> str:
 def _from_array(array: np.ndarray) -> np.ndarray:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8:
-        hint = (
-            "convert it: (x * 255).round().astype(np.uint8)"
-            if array.dtype.kind == "f"
-            else "convert it to 8 bits"
-        )
+        hint = "convert it: (x * 255).round().astype(np.uint8)" if array.dtype.kind == "f" else "convert it to 8 bits"
         raise InputError(f"an image of dtype {array.dtype}", wanted="uint8", hint=hint)
     if array.ndim not in (2, 3) or channels not in _FROM_CHANNELS or not array.size:
-        hint = (
-            "move the channels last: x.transpose(1, 2, 0)"
-            if array.ndim == 3 and len(array) in (1, 3, 4)
-            else ""
-        )
+        hint = "move the channels last: x.transpose(1, 2, 0)" if array.ndim == 3 and len(array) in (1, 3, 4) else ""
         raise InputError(
             f"an image of shape {list(array.shape)}",
             wanted="[H, W, 3] BGR, [H, W, 4] BGRA or [H, W] grey",

@@ -50,6 +50,7 @@ class VisualRWKV:
         """
         bundle = Bundle.open(path, verify=verify)
         tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer.file))
+        tokenizer.warm()  # the first answer does not wait for the vocabulary
         return cls(Engine(bundle, open_backend(device, bundle.manifest.target, threads)), tokenizer)
 
     @property
@@ -72,5 +73,7 @@ class VisualRWKV:
     def __enter__(self) -> VisualRWKV:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -19,9 +19,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Stats:
     """Counts and seconds of one turn; pictures seen before the question belong to its turn."""
 
-    prompt_tokens: (
-        int  # text positions fed for the question: template, padding and the end of the turn before
-    )
+    prompt_tokens: int  # text positions fed for the question: template, padding and the end of the turn before
     image_tokens: int
     generated_tokens: int
     ttft_s: float  # from the first `next` of ask() to the first token
@@ -38,9 +36,7 @@ class Chunk:
     """A piece of an answer. Only the last has a finish reason and stats; its text may be empty."""
 
     text: str
-    token_ids: tuple[
-        int, ...
-    ]  # sampled since the previous chunk, tokens whose text is still held back included
+    token_ids: tuple[int, ...]  # sampled since the previous chunk, tokens whose text is still held back included
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
 

@@ -98,9 +98,7 @@ class Sampler:
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             seen = logits[ids]
             if options.repetition_penalty != 1.0:
-                seen = np.where(
-                    seen > 0, seen / options.repetition_penalty, seen * options.repetition_penalty
-                )
+                seen = np.where(seen > 0, seen / options.repetition_penalty, seen * options.repetition_penalty)
             logits[ids] = seen - options.presence_penalty - counts * options.frequency_penalty
         logits[self._forbidden] = -np.inf
 

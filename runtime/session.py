@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,8 +31,6 @@ __all__ = ["Chunk", "FinishReason", "Progress", "Session", "SessionSnapshot", "S
 
 HISTORY = 1000  # turns remembered as text, so that memory stays flat; the state remembers by itself
 PAD_TO = 16  # chunk length of the official training kernel, to which its forward pads on the left
-
-_engine_locks: weakref.WeakKeyDictionary[Engine, threading.Lock] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -86,7 +83,6 @@ class Session:
             raise ConfigError(f"padding is {padding!r}", wanted="'none' or 'left16'")
         self._state = engine.new_state()
         self._progress = Progress()
-        self._engine_lock = _engine_locks.setdefault(engine, threading.Lock())
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
         self._broken: str | None = None
@@ -175,9 +171,7 @@ class Session:
             self._state.zero()
             self._progress, self._broken = Progress(), None
 
-    def _answer(
-        self, question: str, images: Sequence[ImageSource], options: GenerateOptions
-    ) -> Iterator[Chunk]:
+    def _answer(self, question: str, images: Sequence[ImageSource], options: GenerateOptions) -> Iterator[Chunk]:
         start = time.perf_counter()
         manifest = self._engine.manifest
         image_id = manifest.tokenizer.image_id
@@ -237,14 +231,12 @@ class Session:
         vision = manifest.vision
         for source in images:
             if vision is None:
-                raise InputError(
-                    "this model takes no pictures", hint="ask without an image, or load another bundle"
-                )
+                raise InputError("this model takes no pictures", hint="ask without an image, or load another bundle")
             start = time.perf_counter()
             picture = load_image(source)
             parts = split_regions(picture, vision.regions) if vision.regions else [picture]
             views = prepare_views(parts, vision)
-            with self._engine_lock:
+            with self._engine.lock:
                 embeddings = self._engine.encode(views)
             progress.waiting[progress.pictures] = embeddings.reshape(-1, embeddings.shape[-1])
             progress.pictures += 1
@@ -285,7 +277,7 @@ class Session:
         """Feed `x` and pick the next token; whatever goes wrong here breaks the session."""
         try:
             # The logits belong to the engine, so they are read before another session may run.
-            with self._engine_lock:
+            with self._engine.lock:
                 logits = self._engine.advance(x, self._state)
                 return -1 if sampler is None else sampler.pick(logits)
         except BaseException as error:

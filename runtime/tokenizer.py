@@ -40,9 +40,7 @@ class Tokenizer:
         try:
             self._raw = self._path.read_bytes()
         except OSError as error:
-            raise BundleError(
-                f"cannot read vocabulary {self._path}: {error}", hint="export the bundle again"
-            ) from None
+            raise BundleError(f"cannot read vocabulary {self._path}: {error}", hint="export the bundle again") from None
         found, breaks = (
             _LINE.findall(self._raw),
             np.flatnonzero(np.frombuffer(self._raw, np.uint8) == ord("\n")),

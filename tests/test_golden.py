@@ -6,7 +6,6 @@ begins its name) and the sizes its arrays tell, in float32, and then fed both in
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,14 +51,16 @@ class Case:
     def __init__(self, arrays: Path, golden: Path, export: Callable[..., Path]) -> None:
         self.data = dict(np.load(arrays))
         self.checkpoint = max(
-            (path for path in golden.glob("*.pth") if arrays.stem.startswith(path.stem)), key=lambda path: len(path.stem)
+            (path for path in golden.glob("*.pth") if arrays.stem.startswith(path.stem)),
+            key=lambda path: len(path.stem),
         )
-        config = ExportConfig.load(golden / "configs.json", self.checkpoint.name)
+        options = json.loads((golden / "configs.json").read_text(encoding="utf-8"))[self.checkpoint.name]
         if "num_token_per_image" in self.data:
-            config = dataclasses.replace(config, num_token_per_image=int(self.data["num_token_per_image"]))
+            options["num_token_per_image"] = int(self.data["num_token_per_image"])
         if "tower_features" in self.data:
             _, cells, width = self.data["tower_features"].shape
-            config = dataclasses.replace(config, vision={"type": "features", "cells": cells, "width": width})
+            options["vision"] = {"type": "features", "cells": cells, "width": width}
+        config = ExportConfig.from_dict(options)
         self.engine = Engine(Bundle.open(export(self.checkpoint, config=config)), OrtBackend(threads=2))
         self.ids = [int(i) for i in self.data["input_ids"].reshape(-1)]
         self.images = self._images()

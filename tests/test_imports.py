@@ -56,22 +56,16 @@ def test_apps_run_without_torch() -> None:
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize(
-    "module", ["runtime", "runtime.backends.ort", "runtime.backends.fake", "apps.webcam_qa"]
-)
+@pytest.mark.parametrize("module", ["runtime", "runtime.backends.ort", "runtime.backends.fake", "apps.webcam_qa"])
 def test_importing_brings_in_no_exporter(module: str) -> None:
     unwanted = sorted(HEAVY | {"export", "quant"})
     code = f"import sys, {module}; print(*[m for m in {unwanted!r} if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
 
 
 def test_the_law_would_notice(tmp_path: Path) -> None:
     file = tmp_path / "sly.py"
-    file.write_text(
-        "def f():\n    if True:\n        from torch.nn import functional\n    import numpy, export.trace\n"
-    )
+    file.write_text("def f():\n    if True:\n        from torch.nn import functional\n    import numpy, export.trace\n")
     assert set(imports(file)) == {(3, "torch"), (4, "numpy"), (4, "export")}

@@ -66,9 +66,7 @@ def test_every_command_is_one_we_have(document: str, command: str) -> None:
     else:
         assert (program, arguments[0]) == ("python", "-m"), f"unknown command in {document}"
         assert arguments[1] in MODULES
-        parser = importlib.import_module(
-            f"{arguments[1]}.__main__" if arguments[1] == "export" else arguments[1]
-        )
+        parser = importlib.import_module(f"{arguments[1]}.__main__" if arguments[1] == "export" else arguments[1])
         parser.parser().parse_args(arguments[2:])  # exits, and so fails, for an option that does not exist
 
 

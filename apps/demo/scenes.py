@@ -93,8 +93,7 @@ def _place(rng: random.Random, thing: Thing, others: list[Thing]) -> Thing | Non
             continue
         new = replace(thing, x=x, y=y)
         if all(
-            new.cell != o.cell
-            and (abs(x - o.x) > hx + o.half[0] + 1.5 or abs(y - o.y) > hy + o.half[1] + 1.5)
+            new.cell != o.cell and (abs(x - o.x) > hx + o.half[0] + 1.5 or abs(y - o.y) > hy + o.half[1] + 1.5)
             for o in others
         ):
             return new
@@ -127,9 +126,7 @@ def sample_scene(rng: random.Random, most: int = 4, text: float = 0.35) -> Scene
     roll = rng.random()
     has_text = rng.random() < text
     quality = "blurry" if roll < 0.14 else "noisy" if roll < 0.28 else "sharp"
-    amount = {"blurry": rng.uniform(1.2, 1.7), "noisy": rng.uniform(20, 28), "sharp": rng.uniform(0, 5)}[
-        quality
-    ]
+    amount = {"blurry": rng.uniform(1.2, 1.7), "noisy": rng.uniform(20, 28), "sharp": rng.uniform(0, 5)}[quality]
     grey = rng.uniform(38, 66) if night else rng.uniform(130, 182)
     cast = (-6, -2, 12) if night else (-4, 0, 6)
     sky = tuple(min(max(grey + c + rng.gauss(0, 6), 20), 200) for c in cast)
@@ -204,9 +201,7 @@ def draw(scene: Scene, scale: int = 4) -> np.ndarray:
     if scene.ground:
         base[SIDE - int(scene.ground) :] *= 0.8
     small = np.clip(base, 0, 255).astype(np.uint8)
-    canvas = (
-        small if scale == 1 else cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    )
+    canvas = small if scale == 1 else cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     places = np.array([[[t.x * scale, t.y * scale]] for t in scene.things], np.float32)
     matrix = _homography(scene, scale) if scene.warp else None
     if matrix is not None and len(places):

@@ -88,9 +88,7 @@ class TimeMix(Loadable):
         self.declare("r_k", (spec.n_head, spec.head_size), prefix + "r_k")
         self.declare_norm("ln_x", width, prefix + "ln_x.")
 
-    def forward(
-        self, x: Tensor, v_first: Tensor, shift: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, v_first: Tensor, shift: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mix x [B, T, C]; returns the output, v_first [B, T, C] and the new state [B, H, N, N]."""
         delta = token_shift(x, shift) - x
         r = (x + delta * self.x_r) @ self.receptance
@@ -110,9 +108,7 @@ class TimeMix(Loadable):
         k = k * (1 + (rate - 1) * self.k_a)
         y, state = wkv7(r, log_decay, k, v, -kappa, kappa * rate, state, self.head_size)
         bonus = (self._split(r * k) * self.r_k).sum(-1, keepdim=True) * self._split(v)
-        normed = F.layer_norm(
-            self._split(y), (self.head_size,), eps=GROUP_NORM_EPS
-        )  # group norm: one group per head
+        normed = F.layer_norm(self._split(y), (self.head_size,), eps=GROUP_NORM_EPS)  # group norm: one group per head
         y = normed.reshape(x.shape) * self.ln_x_weight + self.ln_x_bias + bonus.reshape(x.shape)
         return (y * g) @ self.output, v_first, state
 

@@ -52,14 +52,10 @@ class SamAttention(Loadable):
             scores = (rows.reshape(-1, (stop - start) * side, size) * (1 / math.sqrt(size))) @ keys
             by_y = rows @ self.rel_h[start:stop]  # [.., y, x, y'], from the unscaled query
             by_x = (rows.transpose(1, 2) @ self.rel_w).transpose(1, 2)  # [.., y, x, x']
-            scores = (
-                scores.reshape(-1, stop - start, side, side, side) + by_y.unsqueeze(-1) + by_x.unsqueeze(-2)
-            )
+            scores = scores.reshape(-1, stop - start, side, side, side) + by_y.unsqueeze(-1) + by_x.unsqueeze(-2)
             outputs.append(torch.softmax(scores.reshape(-1, (stop - start) * side, side * side), -1) @ v)
         mixed = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
-        mixed = (
-            mixed.reshape(-1, heads, side * side, size).transpose(1, 2).reshape(-1, side, side, heads * size)
-        )
+        mixed = mixed.reshape(-1, heads, side * side, size).transpose(1, 2).reshape(-1, side, side, heads * size)
         return mixed @ self.proj_weight + self.proj_bias
 
 

@@ -22,9 +22,7 @@ class SiglipTower(Loadable):
     def view_specs(self) -> tuple[ViewSpec, ...]:
         """Return the processor's settings of SigLIP2."""
         half = (0.5, 0.5, 0.5)
-        return (
-            ViewSpec("siglip", self.image_size, self.image_size, half, half, "bilinear", "stretch", "pixels"),
-        )
+        return (ViewSpec("siglip", self.image_size, self.image_size, half, half, "bilinear", "stretch", "pixels"),)
 
     def forward(self, siglip: Tensor) -> Tensor:
         """Return features of normalised pixels [I, 3, S, S] float32."""

@@ -23,9 +23,7 @@ class VisionModel(Loadable):
     def __init__(self, spec: ArchSpec) -> None:
         super().__init__()
         if spec.tower is None:
-            raise ExportError(
-                f"a model of version {spec.version!r} sees no images", wanted="a model with a projector"
-            )
+            raise ExportError(f"a model of version {spec.version!r} sees no images", wanted="a model with a projector")
         self.tower: Tower = _TOWERS[spec.tower.kind](spec.tower)
         self.projector = Projector(spec)
 

@@ -121,9 +121,7 @@ class ViT(Loadable):
         super().__init__()
         self.spec = spec
         patch, prefix = _PATCH_KEYS[spec.naming], spec.prefix
-        self.declare(
-            "patch_weight", (spec.width, 3, spec.patch_size, spec.patch_size), f"{prefix}{patch}weight"
-        )
+        self.declare("patch_weight", (spec.width, 3, spec.patch_size, spec.patch_size), f"{prefix}{patch}weight")
         self.declare("patch_bias", (spec.width,), f"{prefix}{patch}bias")
         position = prefix + _POSITION_KEYS[spec.naming]
         self.declare("positions", (spec.side**2, spec.width), position, layout="positions")

@@ -95,8 +95,8 @@ class OrtBackend:
     def __init__(self, threads: int | None = None, *, keep_weights_mapped: bool = False) -> None:
         """Choose the number of threads of each graph (default: `default_threads()`).
 
-        With `keep_weights_mapped` float weights are used where they lie in the file, neither packed nor widened at load:
-        slower, but a model larger than the memory runs (the exporter's verification does).
+        With `keep_weights_mapped` float weights are used where they lie in the file, neither packed nor widened at
+        load: slower, but a model larger than the memory runs (the exporter's verification does).
         """
         self.threads = threads or default_threads()
         self._mapped = keep_weights_mapped
@@ -107,7 +107,7 @@ class OrtBackend:
         return HostBuffer(np.zeros(shape, dtype))
 
     def load(self, graph: GraphSpec, path: Path) -> OrtRunner:
-        """Load one ONNX file; raises `BundleError` when onnxruntime refuses it or its inputs are not the declared ones."""
+        """Load one ONNX file; raises `BundleError` if onnxruntime refuses it or its inputs are not those declared."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

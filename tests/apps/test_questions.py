@@ -111,9 +111,7 @@ def test_inbox_does_not_wait_for_a_silent_terminal() -> None:
         ("", False, []),
     ],
 )
-def test_an_answer_is_interrupted_and_other_lines_wait(
-    typed: str, interrupted: bool, left: list[str]
-) -> None:
+def test_an_answer_is_interrupted_and_other_lines_wait(typed: str, interrupted: bool, left: list[str]) -> None:
     inbox = Inbox(io.StringIO(typed))
     time.sleep(0.05)
     assert inbox.interrupted() is interrupted

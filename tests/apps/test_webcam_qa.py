@@ -69,18 +69,14 @@ def test_several_questions_each_begin_afresh(run: Any, model: StubModel, video: 
 
 
 def test_or_go_on_in_one_conversation(run: Any, model: StubModel, video: Path) -> None:
-    run(
-        "--source", str(video), "--question", "One?", "--question", "Two?", "--conversation", "--every", "0.3"
-    )
+    run("--source", str(video), "--question", "One?", "--question", "Two?", "--conversation", "--every", "0.3")
     assert len(model.sessions) == 1
     last = model.asked[-1][1]
     assert len(model.asked) >= 4
     assert last == sorted(set(last)), "no frame is shown twice"
 
 
-def test_every_asks_again_about_newer_frames_until_the_source_ends(
-    run: Any, model: StubModel, video: Path
-) -> None:
+def test_every_asks_again_about_newer_frames_until_the_source_ends(run: Any, model: StubModel, video: Path) -> None:
     began = time.monotonic()
     assert run("--source", str(video), "--question", "Now?", "--every", "0.2") == 0
     shown = [seen[0] for _, seen in model.asked]
@@ -107,9 +103,7 @@ def test_timed_questions_are_about_the_frame_of_their_time_however_slow_the_mode
     assert len(model.sessions) == 3
 
 
-@pytest.mark.parametrize(
-    ("check", "code"), [(["--check"], 1), (["--check", "1"], 0), (["--check", "2"], 1), ([], 0)]
-)
+@pytest.mark.parametrize(("check", "code"), [(["--check"], 1), (["--check", "1"], 0), (["--check", "2"], 1), ([], 0)])
 def test_check_decides_the_exit_code(
     run: Any, video: Path, tmp_path: Path, capsys: Any, check: list[str], code: int
 ) -> None:
@@ -122,17 +116,13 @@ def test_check_decides_the_exit_code(
     assert "[wrong: it is something else]" in capsys.readouterr().out
 
 
-def test_a_question_after_the_end_of_the_video_is_an_error(
-    run: Any, video: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_question_after_the_end_of_the_video_is_an_error(run: Any, video: Path, tmp_path: Path, capsys: Any) -> None:
     questions = script(tmp_path / "q.json", {"time_s": 60, "question": "A?", "answer": "x"})
     assert run("--source", str(video), "--questions", questions, "--fast") == 1
     assert "wanted: a frame at 60.0 s" in capsys.readouterr().err
 
 
-def test_typed_questions_keep_one_conversation(
-    run: Any, model: StubModel, tmp_path: Path, capsys: Any
-) -> None:
+def test_typed_questions_keep_one_conversation(run: Any, model: StubModel, tmp_path: Path, capsys: Any) -> None:
     cv2.imwrite(str(tmp_path / "only.png"), picture(7))
     typed = "One?\nTwo?\n/frame\n/reset\nThree?\n/nonsense\n/help\n/quit\nFour?\n"
     assert run("--source", str(tmp_path), typed=typed) == 0
@@ -166,9 +156,7 @@ def test_stop_ends_a_streaming_answer(run: Any, model: StubModel, video: Path, c
     assert "> short" in out
 
 
-def test_a_failed_question_does_not_end_the_watch(
-    run: Any, model: StubModel, video: Path, capsys: Any
-) -> None:
+def test_a_failed_question_does_not_end_the_watch(run: Any, model: StubModel, video: Path, capsys: Any) -> None:
     model.failures = {"Bad?": InputError("no such thing"), "Worse?": StateError("the state is not finite")}
     assert run("--source", str(video), typed="One?\nBad?\nTwo?\nWorse?\nThree?\n") == 0
     assert [q for q, _ in model.asked] == ["One?", "Bad?", "Two?", "Worse?", "Three?"]
@@ -241,9 +229,7 @@ def test_contradictions_are_refused_before_the_model_is_loaded(
     assert not model.loaded
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--every", "0"], ["--threads", "x"], ["--frames", "0"], ["--nonsense"]]
-)
+@pytest.mark.parametrize("arguments", [["--every", "0"], ["--threads", "x"], ["--frames", "0"], ["--nonsense"]])
 def test_wrong_arguments_exit_with_2(run: Any, arguments: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as exit_:
         run(*arguments)
@@ -267,9 +253,7 @@ def test_without_a_camera_the_sample_is_watched(
     assert run(typed="And now?\n/quit\n", terminal=True) == 0
     assert model.asked[-1][0] == "And now?", "at a terminal a person may go on asking"
     monkeypatch.setattr("apps.webcam_qa.first_camera", lambda: 3)
-    monkeypatch.setattr(
-        "apps.webcam_qa.open_source", lambda text, **k: FlakyCamera([picture(int(text)), 9.0]).source()
-    )
+    monkeypatch.setattr("apps.webcam_qa.open_source", lambda text, **k: FlakyCamera([picture(int(text)), 9.0]).source())
     assert run("--question", "A?") == 0
     assert model.asked[-1] == ("A?", [3])
 

@@ -29,9 +29,7 @@ def _split_qkv(tensors: Tensors, names: tuple[str, str, str]) -> Tensors:
     out: Tensors = {}
     for key, x in tensors.items():
         if ".attn.qkv." in key:
-            out.update(
-                {key.replace("attn.qkv", name): part for name, part in zip(names, x.chunk(3), strict=True)}
-            )
+            out.update({key.replace("attn.qkv", name): part for name, part in zip(names, x.chunk(3), strict=True)})
         else:
             out[key] = x
     return out

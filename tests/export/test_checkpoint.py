@@ -77,9 +77,7 @@ def test_other_float_types_load_to_the_same_weights(golden: Path, tmp_path: Path
             assert weight.dtype == torch.float32
             assert weight.is_contiguous()
         key = tensors["blocks.1.att.key.weight"]
-        assert torch.equal(
-            load_weight(checkpoint, model_sources(spec)["lm.blocks.1.att.key"]), key.to(dtype).float().T
-        )
+        assert torch.equal(load_weight(checkpoint, model_sources(spec)["lm.blocks.1.att.key"]), key.to(dtype).float().T)
 
 
 def test_sha256_and_progress(golden: Path) -> None:
@@ -148,9 +146,7 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_files_are_refused(
-    golden: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_files_are_refused(golden: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make, message = BROKEN[case]
     with pytest.raises(CheckpointError, match=message):

@@ -48,16 +48,12 @@ def linear(name: str, outputs: int, inputs: int) -> Shapes:
 
 
 def language_model() -> Shapes:
-    shapes: Shapes = (
-        {"emb.weight": (VOCAB, C), "head.weight": (VOCAB, C)} | norm("ln_out", C) | norm("blocks.0.ln0", C)
-    )
+    shapes: Shapes = {"emb.weight": (VOCAB, C), "head.weight": (VOCAB, C)} | norm("ln_out", C) | norm("blocks.0.ln0", C)
     for layer in range(LAYERS):
         ranks = {"w": 64, "a": 64, "g": 128} | ({"v": 32} if layer else {})
         vectors = [f"x_{s}" for s in "rwkvag"] + ["k_k", "k_a"] + [f"{s}0" for s in ranks if s != "g"]
         att: Shapes = dict.fromkeys(vectors, (1, 1, C))
-        att |= {f"{s}1": (C, rank) for s, rank in ranks.items()} | {
-            f"{s}2": (rank, C) for s, rank in ranks.items()
-        }
+        att |= {f"{s}1": (C, rank) for s, rank in ranks.items()} | {f"{s}2": (rank, C) for s, rank in ranks.items()}
         att |= {f"{name}.weight": (C, C) for name in ("receptance", "key", "value", "output")}
         att |= {"r_k": (C // 64, 64)} | norm("ln_x", C)
         ffn: Shapes = {"x_k": (1, 1, C), "key.weight": (4 * C, C), "value.weight": (C, 4 * C)}
@@ -97,11 +93,7 @@ def fused_tower() -> Shapes:
         sam |= {f"blocks.{index}.attn.rel_pos_{axis}": (2 * reach - 1, 64) for axis in "hw"}
     assert (len(dino), len(siglip), len(sam)) == (343, 342, 177)  # as published
     towers = {"dino": dino, "siglip": siglip, "sam": sam}
-    return {
-        f"vit.{name}_featurizer.{key}": shape
-        for name, tower in towers.items()
-        for key, shape in tower.items()
-    }
+    return {f"vit.{name}_featurizer.{key}": shape for name, tower in towers.items() for key, shape in tower.items()}
 
 
 def siglip2_base() -> Shapes:

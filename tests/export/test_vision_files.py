@@ -33,9 +33,7 @@ def test_separate_vision_files_in_public_namings(golden: Path, tmp_path: Path, n
     checkpoint = Checkpoint.open(main, files)
     renamed = vision_model(checkpoint, infer(checkpoint, config))
     original = vision_model(*open_model(golden / "v700.pth", config_of(golden, "v700.pth")))
-    for (name, ours), (other, theirs) in zip(
-        original.named_parameters(), renamed.named_parameters(), strict=True
-    ):
+    for (name, ours), (other, theirs) in zip(original.named_parameters(), renamed.named_parameters(), strict=True):
         assert name == other
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-6), name
 

@@ -61,9 +61,7 @@ def test_the_runtime_alone_answers_as_the_exporting_machine_does(
     question = json.loads(SAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["questions"][0]
     arguments = ["-c", ASK, str(demo_bundle), str(SAMPLE), "10", question["question"]]
     there = _answer(run(device, *arguments, cwd=tmp_path))
-    here = _answer(
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    )
+    here = _answer(subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300))
     assert there["absent"] == ["torch", "transformers", "onnx", "safetensors"]
     assert there["answer"] != ""
     assert there["finish"] == "stop"
@@ -71,9 +69,7 @@ def test_the_runtime_alone_answers_as_the_exporting_machine_does(
 
 
 @pytest.mark.slow
-def test_the_camera_app_runs_from_the_wheel_and_is_right(
-    device: Path, demo_bundle: Path, tmp_path: Path
-) -> None:
+def test_the_camera_app_runs_from_the_wheel_and_is_right(device: Path, demo_bundle: Path, tmp_path: Path) -> None:
     arguments = ["-m", "apps.webcam_qa", "--bundle", str(demo_bundle), "--source"]
     installed = run(device, "-c", "import apps.webcam_qa as w; print(w.SAMPLE)", cwd=tmp_path).stdout.strip()
     assert Path(installed).is_file()

@@ -120,9 +120,7 @@ def picture_rows(value: int) -> np.ndarray:
 def fed(session: Session) -> list[int]:
     """What the session has fed, and what it still has to."""
     snapshot = session.snapshot()
-    waiting = [
-        list(x) if isinstance(x, list) else x[:, 0].astype(int).tolist() for x in snapshot.progress.queue
-    ]
+    waiting = [list(x) if isinstance(x, list) else x[:, 0].astype(int).tolist() for x in snapshot.progress.queue]
     return [*snapshot.state.arrays["fed"].tolist(), *(i for ids in waiting for i in ids)]
 
 

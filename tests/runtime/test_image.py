@@ -120,12 +120,8 @@ def test_float_arrays_are_told_what_to_do() -> None:
 
 @settings(max_examples=60)
 @given(st.data())
-def test_damaged_files_are_refused_or_read(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path = (
-        tmp_path_factory.getbasetemp() / f"damaged.{data.draw(st.sampled_from(['png', 'jpg', 'gif', 'bmp']))}"
-    )
+def test_damaged_files_are_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / f"damaged.{data.draw(st.sampled_from(['png', 'jpg', 'gif', 'bmp']))}"
     Image.fromarray(noise(12, 10)).save(path)
     raw = bytearray(path.read_bytes())
     del raw[data.draw(st.integers(0, len(raw))) :]

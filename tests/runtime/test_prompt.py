@@ -23,9 +23,7 @@ from runtime.prompt import (
 from runtime.spec import PromptSpec
 from runtime.tokenizer import Tokenizer
 
-V7 = PromptSpec(
-    user="User: ", assistant="Assistant:", turn_end="\n\n", image_position="first", image_separator="\n"
-)
+V7 = PromptSpec(user="User: ", assistant="Assistant:", turn_end="\n\n", image_position="first", image_separator="\n")
 
 
 def turns_of(case: dict[str, Any]) -> list[Turn]:

@@ -134,9 +134,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_penalties_follow_the_official_counts() -> None:
-    options = GenerateOptions(
-        presence_penalty=0.3, frequency_penalty=1.0, penalty_decay=0.9, repetition_penalty=1.2
-    )
+    options = GenerateOptions(presence_penalty=0.3, frequency_penalty=1.0, penalty_decay=0.9, repetition_penalty=1.2)
     sampler = Sampler(options, 6)
     counts: dict[int, float] = {}
     for step in range(40):

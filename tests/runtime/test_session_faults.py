@@ -84,10 +84,7 @@ def test_cancel_from_another_thread(tokenizer: Tokenizer) -> None:
 
 
 def test_interleaved_sessions_do_not_leak(tokenizer: Tokenizer) -> None:
-    alone = [
-        list(Session(RecordingEngine(), tokenizer).ask(q, options=GenerateOptions(max_tokens=9)))
-        for q in "AB"
-    ]
+    alone = [list(Session(RecordingEngine(), tokenizer).ask(q, options=GenerateOptions(max_tokens=9))) for q in "AB"]
     engine = RecordingEngine()
     streams = [Session(engine, tokenizer).ask(q, options=GenerateOptions(max_tokens=9)) for q in "AB"]
     mixed: list[list[int]] = [[], []]

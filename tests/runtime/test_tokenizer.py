@@ -50,9 +50,7 @@ def line(number: int, token: bytes) -> str:
 
 
 def write(path: Path, tokens: list[bytes]) -> Path:
-    path.write_text(
-        "".join(line(i + 1, token) for i, token in enumerate(tokens)), encoding="utf-8", newline="\n"
-    )
+    path.write_text("".join(line(i + 1, token) for i, token in enumerate(tokens)), encoding="utf-8", newline="\n")
     return path
 
 
@@ -111,11 +109,7 @@ def _seconds() -> float:
 
 
 @given(
-    st.text(
-        st.one_of(
-            st.sampled_from("abcdnU:ser Assistant\n\r'\"\\你好。é\u2028\x00"), st.characters(codec="utf-8")
-        )
-    )
+    st.text(st.one_of(st.sampled_from("abcdnU:ser Assistant\n\r'\"\\你好。é\u2028\x00"), st.characters(codec="utf-8")))
 )
 def test_trimmed_file_matches_greedily(trimmed: Tokenizer, text: str) -> None:
     ids = trimmed.encode(text)
