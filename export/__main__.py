@@ -6,12 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from runtime.errors import TargetUnavailable, VisualRWKVError
 
-from runtime.errors import VisualRWKVError
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from export.build import Report
 
 DEMO = Path(__file__).resolve().parent.parent / "apps" / "demo"
 
@@ -60,22 +62,28 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 for an error it explains, 130 for Ctrl-C."""
     args = parser().parse_args(argv)
-    console, errors = Console(), Console(stderr=True)
     try:
-        _export(args, console)
+        _export(args)
     except VisualRWKVError as error:
-        errors.print(f"export: {error}", style="red", markup=False, highlight=False)
+        print(f"export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        errors.print("export: interrupted; nothing was written")
+        print("export: interrupted; nothing was written", file=sys.stderr)
         return 130
     return 0
 
 
-def _export(args: argparse.Namespace, console: Console) -> None:
-    from export.build import export_bundle  # torch takes seconds to import: --help does not wait for it
-    from export.config import ExportConfig
+def _export(args: argparse.Namespace) -> None:
+    try:  # here, not above: torch takes seconds to import, and a device has neither torch nor rich
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+        from export.build import export_bundle
+        from export.config import ExportConfig
+    except ImportError as error:
+        raise TargetUnavailable(
+            f"the exporter's packages are not installed: {error}", hint='pip install "visualrwkv-edge[export]"'
+        ) from error
     checkpoint, config_path, name = args.checkpoint, args.config, "demo"
     if checkpoint is None:
         checkpoint, config_path = DEMO / "demo.safetensors", config_path or DEMO / "demo.json"
@@ -83,13 +91,9 @@ def _export(args: argparse.Namespace, console: Console) -> None:
         name = checkpoint.stem
     config = ExportConfig.load(config_path, checkpoint.name) if config_path else ExportConfig()
     out = args.out or Path("build") / f"{name}-{args.precision}-{args.target}"
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
+    console = Console()
+    bar = BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()
+    with Progress(TextColumn("{task.description:<28}"), *bar, console=console) as bars:
         stages: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -112,7 +116,13 @@ def _export(args: argparse.Namespace, console: Console) -> None:
         )
         for task in stages.values():
             bars.update(task, total=1, completed=1)
-    parity = Table("parity with torch", "relative error", "largest difference", "limit", title_justify="left")
+    _print(report, console)
+
+
+def _print(report: Report, console: Console) -> None:
+    from rich.table import Table
+
+    parity = Table("parity with torch", "relative error", "largest difference", "limit")
     for row in report.parity.rows:
         parity.add_row(row.name, f"{row.error:.1e}", f"{row.worst:.1e}", f"{row.limit:.0e}")
     console.print(parity)
@@ -126,7 +136,9 @@ def _export(args: argparse.Namespace, console: Console) -> None:
     ):
         budget.add_row(label, f"{size / 1e6:.2f}")
     console.print(budget)
-    console.print(f"{manifest.family}, {manifest.precision}, target {manifest.target}: [bold]{out}[/bold]")
+    console.print(
+        f"{manifest.family}, {manifest.precision}, target {manifest.target}: [bold]{report.bundle.path}[/bold]"
+    )
 
 
 if __name__ == "__main__":

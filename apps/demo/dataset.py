@@ -210,7 +210,9 @@ def collate(rows: list[Row]) -> Batch:
         for part, w in zip((mentions, gathered), widths, strict=True)
     ]
     scene = torch.tensor([r.scene for r in rows])
-    return Batch(rows, torch.from_numpy(ids), scene, torch.from_numpy(learn), places[0], targets[0], places[1], targets[1])
+    return Batch(
+        rows, torch.from_numpy(ids), scene, torch.from_numpy(learn), places[0], targets[0], places[1], targets[1]
+    )
 
 
 def draw_items(scene: Scene, count: int, rng: random.Random, weights: dict[str, float]) -> list[Item]:

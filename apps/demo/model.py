@@ -24,7 +24,7 @@ class Shape:
     """Sizes of the demo model."""
 
     rows: int  # of the embedding; the last one is the image token
-    width: int = 192
+    width: int = 128
     layers: int = 4
     vision: int = 128
     vision_layers: int = 5
@@ -46,6 +46,7 @@ class TrainingHeads(nn.Module):
         later = range(shape.layers - 1)  # after every layer but the first
         self.mention = nn.ModuleList(nn.Linear(shape.width, sum(SET_WIDTHS)) for _ in later)
         self.gather = nn.ModuleList(nn.Linear(shape.width, 2 * sum(SET_WIDTHS)) for _ in later)
+        self.frame = nn.ModuleList(nn.Linear(shape.width, 4) for _ in later)  # which picture a token is of
 
 
 class DemoModel(nn.Module):
@@ -66,18 +67,31 @@ class DemoModel(nn.Module):
         patches = self.vit(normalise(pictures))
         return patches, pooled(patches, self.shape.grid)
 
-    def look(self, frames: Sequence[Tensor], before: Sequence[int], between: Sequence[int]) -> list[LayerState]:
-        """The state after the token ids `before` and the pictures' pooled features, each [B, 16, D]."""
-        batch = len(frames[0])
+    def look(
+        self, frames: Sequence[Tensor], before: Sequence[int], between: Sequence[Tensor]
+    ) -> tuple[list[LayerState], Tensor]:
+        """Read pictures: token ids `before`, features [B, 16, D] of each, ids [B, n] between them.
 
-        def text(ids: Sequence[int]) -> Tensor:
-            index = torch.tensor(list(ids), device=frames[0].device)
-            return self.rwkv.emb(index).expand(batch, -1, -1)
-
-        parts = [text(before)]
+        Returns the state, and the loss of saying at every image token which picture it belongs to.
+        """
+        batch, device = len(frames[0]), frames[0].device
+        parts = [self.rwkv.emb(torch.tensor(list(before), device=device)).expand(batch, -1, -1)]
+        owner = [-1] * len(before)
         for i, features in enumerate(frames):
-            parts += ([text(between)] if i else []) + [self.proj(features).float()]
-        return self.rwkv(torch.cat(parts, 1), self.rwkv.start(batch))[1]
+            if i:
+                parts.append(self.rwkv.emb(between[i - 1]))
+                owner += [-1] * between[i - 1].shape[1]
+            parts.append(self.proj(features).float())
+            owner += [i] * features.shape[1]
+        streams, state = self.rwkv(torch.cat(parts, 1), self.rwkv.start(batch))
+        loss = torch.zeros((), device=device)
+        if len(frames) > 1:
+            target = torch.tensor(owner, device=device)
+            index = (target >= 0).nonzero()[:, 0]
+            for stream, head in zip(streams[1:], self.heads.frame, strict=True):
+                out = head(stream[:, index]).float().flatten(0, 1)
+                loss = loss + F.cross_entropy(out, target[index].repeat(batch)) / len(self.heads.frame)
+        return state, loss
 
     def read(self, ids: Tensor, state: Sequence[LayerState], rows: Tensor) -> list[Tensor]:
         """Token ids [R, T], row i continuing state `rows[i]` -> the stream after every layer, each [R, T, C]."""

@@ -39,6 +39,8 @@ class Muon(torch.optim.Optimizer):
                 update, tall = p.grad.lerp(mean, group["momentum"]), p.shape[0] > p.shape[1]
                 shapes[tuple(sorted(p.shape))].append((p, update.mT if tall else update, tall))
             for members in shapes.values():
-                for (p, _, tall), u in zip(members, orthogonalised(torch.stack([u for _, u, _ in members])), strict=True):
+                for (p, _, tall), u in zip(
+                    members, orthogonalised(torch.stack([u for _, u, _ in members])), strict=True
+                ):
                     scale = group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5
                     p.mul_(1 - group["lr"] * group["decay"]).add_(u.mT if tall else u, alpha=-scale)

@@ -167,7 +167,9 @@ def _text(scene: Scene, rng: random.Random, zh: bool) -> Item | None:
         words = "数字" if zh else rng.choice(("digit", "number"))
     else:
         template = rng.choice(
-            ("图里写着什么{}？", "是哪个{}？") if zh else ("What {} is shown?", "Which {} is in the picture?", "What {} do you see?")
+            ("图里写着什么{}？", "是哪个{}？")
+            if zh
+            else ("What {} is shown?", "Which {} is in the picture?", "What {} do you see?")
         )
         words = "单词" if zh else "word"
     return _build("digit" if thing.form == "digit" else "word", zh, template, thing.text, [(words, (thing,))])
@@ -207,7 +209,11 @@ def _size(scene: Scene, rng: random.Random, zh: bool) -> Item | None:
     if pair and pair[0][1].big != pair[1][1].big:
         (a, p), (b, q) = pair
         larger = rng.random() < 0.5
-        template = f"{{}}比{{}}{'大' if larger else '小'}吗？" if zh else f"Is the {{}} {'bigger' if larger else 'smaller'} than the {{}}?"
+        template = (
+            f"{{}}比{{}}{'大' if larger else '小'}吗？"
+            if zh
+            else f"Is the {{}} {'bigger' if larger else 'smaller'} than the {{}}?"
+        )
         return _build("size", zh, template, _yes(zh, p.big == larger), [(a.say(rng, zh), (p,)), (b.say(rng, zh), (q,))])
     unique = _unique(scene)
     if not unique:
@@ -232,7 +238,9 @@ def _where(scene: Scene, rng: random.Random, zh: bool) -> Item | None:
     if not choices:
         return None
     phrase, thing = rng.choice(choices)
-    template = rng.choice(("{}在哪里？", "{}在什么位置？") if zh else ("Where is the {}?", "In which corner is the {}?"))
+    template = rng.choice(
+        ("{}在哪里？", "{}在什么位置？") if zh else ("Where is the {}?", "In which corner is the {}?")
+    )
     return _build("where", zh, template, _quadrant(thing, zh) or "", [(phrase.say(rng, zh), (thing,))])
 
 
@@ -253,13 +261,21 @@ def _what(scene: Scene, rng: random.Random, zh: bool) -> Item | None:
 
 
 def _light(scene: Scene, rng: random.Random, zh: bool) -> Item | None:
-    template = rng.choice(("是白天还是晚上？", "图里是白天还是夜晚？") if zh else ("Is it day or night?", "Day or night?"))
-    return _build("light", zh, template, ("晚上" if scene.night else "白天") if zh else ("night" if scene.night else "day"), [])
+    template = rng.choice(
+        ("是白天还是晚上？", "图里是白天还是夜晚？") if zh else ("Is it day or night?", "Day or night?")
+    )
+    return _build(
+        "light", zh, template, ("晚上" if scene.night else "白天") if zh else ("night" if scene.night else "day"), []
+    )
 
 
 def _quality(scene: Scene, rng: random.Random, zh: bool) -> Item | None:
+    if scene.quality == "sharp" and rng.random() < 0.7:  # most scenes are sharp; the answers should be even
+        return None
     template = rng.choice(
-        ("图像清晰吗？", "图像质量如何？") if zh else ("How is the image quality?", "Is the picture sharp, blurry or noisy?")
+        ("图像清晰吗？", "图像质量如何？")
+        if zh
+        else ("How is the image quality?", "Is the picture sharp, blurry or noisy?")
     )
     return _build("quality", zh, template, ZH_QUALITY[scene.quality] if zh else scene.quality, [])
 
@@ -269,9 +285,49 @@ KINDS: dict[str, Callable[[Scene, random.Random, bool], Item | None]] = {
     "size": _size, "where": _where, "what": _what, "light": _light, "quality": _quality,
 }  # fmt: skip
 WEIGHTS = {"colour": 1.0, "shape": 1.0, "count": 1.6, "exist": 1.6, "text": 1.0, "relation": 1.8, "size": 1.4,
-           "where": 1.4, "what": 1.2, "light": 0.25, "quality": 0.3}  # fmt: skip
+           "where": 1.4, "what": 1.2, "light": 0.6, "quality": 0.6}  # fmt: skip
 
 
 def ask(scene: Scene, kind: str, rng: random.Random, language: str | None = None) -> Item | None:
     """Return a question of `kind`, or None where the scene allows none."""
     return KINDS[kind](scene, rng, rng.random() < 0.4 if language is None else language == "zh")
+
+
+# ------------------------------------------------------------------------------------------- several frames
+
+_ORDINALS = ("first", "second", "third", "fourth")
+_ZH_ORDINALS = ("第一张图", "第二张图", "第三张图", "第四张图")
+_ZH_CHANGE = {"nothing": "没有", "moved": "移动", "appeared": "出现", "disappeared": "消失", "colour": "颜色"}
+
+
+def about_frame(item: Item, frame: int, frames: int, rng: random.Random) -> Item:
+    """The question asked about one of several frames. Without a word about the frame it means the last one."""
+    zh, last = item.language == "zh", frame == frames - 1
+    names = [_ZH_ORDINALS[frame] if zh else f"In the {_ORDINALS[frame]} picture"]
+    if last:
+        names += ["最后一张图" if zh else "In the last picture", ""]
+    if frames == 2 and not last:
+        names.append("之前的图" if zh else "In the earlier picture")
+    name = rng.choice(names)
+    start = (name + ("：" if zh else ": ")) if name else ""
+    mentions = tuple(Mention(m.end + len(start), m.things) for m in item.mentions)
+    kind = ("current" if last else "earlier") + " frame"
+    return Item(kind, item.language, start + item.question, item.answer, mentions)
+
+
+def ask_change(change: str, rng: random.Random) -> Item:
+    """What differs between two frames."""
+    zh = rng.random() < 0.4
+    question = rng.choice(("有什么变化？", "什么变了？") if zh else ("What changed?", "What is different?"))
+    answer = _ZH_CHANGE[change] if zh else {"colour": "color"}.get(change, change)
+    return Item("change", "zh" if zh else "en", question, answer)
+
+
+def ask_earlier(first: Scene, rng: random.Random) -> Item | None:
+    """What the first frame showed, if that was a single shape."""
+    if len(first.things) != 1 or not first.shapes:
+        return None
+    thing, zh = first.things[0], rng.random() < 0.4
+    question = rng.choice(("第一张图里有什么？",) if zh else ("What was in the first picture?",))
+    answer = ZH_COLOUR[thing.colour] + ZH_FORM[thing.form] if zh else f"{thing.colour} {thing.form}"
+    return Item("earlier", "zh" if zh else "en", question, answer)

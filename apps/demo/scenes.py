@@ -158,6 +158,35 @@ def scene_of(seed: int) -> Scene:
     return sample_scene(random.Random(seed))
 
 
+CHANGES = ("nothing", "moved", "appeared", "disappeared", "colour")
+
+
+def changed(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
+    """A later frame of the same scene, with one of CHANGES and new noise; "nothing" where the change has no room."""
+    scene = replace(scene, noise_at=(rng.randrange(192), rng.randrange(192)))
+    things, wanted = list(scene.things), rng.choice(CHANGES)
+    shapes = [i for i, t in enumerate(things) if t.form in SHAPES]
+    if wanted == "appeared" and len(things) < 4:
+        more = add_thing(rng, scene, list(COLOUR_NAMES), list(SHAPES))
+        return more, wanted if len(more.things) > len(things) else "nothing"
+    if not shapes or wanted in ("nothing", "appeared"):
+        return scene, "nothing"
+    i = rng.choice(shapes)
+    others = things[:i] + things[i + 1 :]
+    if wanted == "disappeared":
+        return (replace(scene, things=tuple(others)), wanted) if others else (scene, "nothing")
+    if wanted == "colour":
+        colour = rng.choice([c for c in COLOUR_NAMES if c != things[i].colour])
+        things[i] = replace(things[i], colour=colour)
+        return replace(scene, things=tuple(things)), wanted
+    for _ in range(10):
+        new = _place(rng, things[i], others)
+        if new and (new.x - things[i].x) ** 2 + (new.y - things[i].y) ** 2 > 14**2:
+            things[i] = new
+            return replace(scene, things=tuple(things)), wanted
+    return scene, "nothing"
+
+
 # ------------------------------------------------------------------------------------------------- drawing
 
 _NOISE = np.random.default_rng(7).standard_normal((256, 256, 3)).astype(np.float32)
@@ -217,16 +246,3 @@ def draw(scene: Scene, scale: int = 4) -> np.ndarray:
     if scale > 1:
         grain = cv2.resize(grain, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     return np.clip(canvas + grain, 0, 255).astype(np.uint8)
-
-
-def shrink(picture: np.ndarray) -> np.ndarray:
-    """Antialiased (triangle filter) reduction of a square picture to [64, 64, 3] uint8, as the runtime does."""
-    factor = picture.shape[0] // SIDE
-    if factor == 1:
-        return picture
-    centres = (np.arange(SIDE) + 0.5) * factor - 0.5
-    weight = np.maximum(0, 1 - np.abs(np.arange(SIDE * factor)[None] - centres[:, None]) / factor)
-    weight = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
-    rows = weight @ picture.reshape(picture.shape[0], -1).astype(np.float32)
-    both = weight @ rows.reshape(SIDE, -1, 3).transpose(1, 0, 2).reshape(picture.shape[1], -1)
-    return np.clip(np.round(both.reshape(SIDE, SIDE, 3).transpose(1, 0, 2)), 0, 255).astype(np.uint8)

@@ -1,0 +1,67 @@
+"""Drawn scenes on disk. The files are pickles that this program wrote itself; never open others' files with it."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.demo.dataset import make_pool, picture_of
+from apps.demo.scenes import Scene, changed
+
+HELD_OUT = 0  # seeds of held-out scenes start here, those of training scenes at TRAINING
+TRAINING = 1_000_000
+SHARD = 4000
+
+
+@dataclass
+class Shard:
+    """Scenes and their pictures, RGB uint8 [n, 64, 64, 3]; of later frames also what changed."""
+
+    first: int
+    scenes: list[Scene]
+    pictures: Tensor
+    changes: list[str] = field(default_factory=list)
+
+
+class Pool:
+    """Shards in a folder, drawn where they are missing."""
+
+    def __init__(self, folder: Path, shards: int) -> None:
+        self.folder, self.shards = folder, shards
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _kept(self, name: str, make: Callable[[], object]) -> object:
+        path = self.folder / f"{name}.pkl"
+        if not path.exists():
+            partial = path.with_suffix(f".{random.randrange(10**9)}")
+            partial.write_bytes(pickle.dumps(make(), protocol=4))
+            partial.rename(path)
+        return pickle.loads(path.read_bytes())
+
+    def shard(self, first: int, count: int) -> Shard:
+        """The scenes of `count` seeds from `first` on."""
+        scenes, pictures = self._kept(f"{first}-{count}", lambda: make_pool(first, count))  # type: ignore[misc]
+        return Shard(first, list(scenes), torch.from_numpy(pictures))
+
+    def training(self, index: int) -> Shard:
+        """A training shard."""
+        return self.shard(TRAINING + SHARD * index, SHARD)
+
+    def later(self, shard: Shard, count: int) -> Shard:
+        """A later frame of each of the first `count` scenes of a shard."""
+
+        def make() -> tuple[list[Scene], np.ndarray, list[str]]:
+            rng = random.Random(shard.first + 1)
+            pairs = [changed(rng, s) for s in shard.scenes[:count]]
+            pictures = np.stack([picture_of(s, rng.choice((1, 1, 2, 4))) for s, _ in pairs])
+            return [s for s, _ in pairs], pictures, [c for _, c in pairs]
+
+        scenes, pictures, changes = self._kept(f"{shard.first}-{count}-later", make)  # type: ignore[misc]
+        return Shard(shard.first, scenes, torch.from_numpy(pictures), changes)
