@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,6 +41,7 @@ COLOUR_ID = {c: i for i, c in enumerate(COLOUR_NAMES)}
 TEXT_ID = {str(d): d for d in range(10)} | {w: 10 + i for i, w in enumerate(WORDS)}
 CELL_WIDTHS = (len(FORMS) + 1, len(COLOUR_NAMES), 2, len(TEXT_ID))  # form, colour, size, text
 SET_WIDTHS = (5, 8, 8, 2, len(COLOUR_NAMES), len(FORMS))  # how many, and if one: x, y, size, colour, form
+GATHER_WIDTHS = (*SET_WIDTHS, *SET_WIDTHS, 2, len(QUALITIES))  # two phrases, then night and quality
 IGNORE = -100
 EXTRA_TEXTS = (
     "Hello! Hi! What can you do? Please describe the picture. I don't know. What is this? What do you see?",
@@ -150,7 +152,7 @@ class Row:
     ids: list[int]
     answers: list[tuple[int, int, Item]]  # first and last + 1 position of an answer with its end
     mentions: list[tuple[int, list[int]]]
-    gathered: list[tuple[int, list[int]]]  # where the answer begins, with the labels of two phrases
+    gathered: list[tuple[int, list[int]]]  # where the answer begins, with GATHER_WIDTHS labels
 
 
 @dataclass
@@ -168,12 +170,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Batch(**moved)
 
 
-def row_of(words: Words, scene: int, items: Sequence[Item], heads: Sequence[str]) -> Row:
-    """Tokenise turns; `heads[i]` is the text before question i ("\\n" after a picture, else "User: ")."""
+def row_of(words: Words, scene: int, items: Sequence[Item], heads: Sequence[str], about: Scene | None = None) -> Row:
+    """Tokenise turns; `heads[i]` is the text before question i ("\\n" after a picture, else "User: ").
+
+    `about` is the picture that the questions are about, if there is one such.
+    """
+    whole = [int(about.night), QUALITIES.index(about.quality)] if about else [IGNORE] * 2
     row = Row(scene, [], [], [], [])
     for item, head in zip(items, heads, strict=True):
         asked = words.ids(head + item.question + "\n\n")
@@ -186,7 +192,7 @@ def row_of(words: Words, scene: int, items: Sequence[Item], heads: Sequence[str]
         role, reply = words.ids("Assistant:"), words.ids(f" {item.answer}\n\n")
         row.ids += role
         both = labels[:2] + [[IGNORE] * len(SET_WIDTHS)] * (2 - len(labels[:2]))
-        row.gathered.append((len(row.ids) - 1, both[0] + both[1]))
+        row.gathered.append((len(row.ids) - 1, both[0] + both[1] + whole))
         row.answers.append((len(row.ids), len(row.ids) + len(reply), item))
         row.ids += reply
     return row
@@ -204,7 +210,7 @@ def collate(rows: list[Row]) -> Batch:
         mentions += [(i * length + at, label) for at, label in row.mentions]
         gathered += [(i * length + at, label) for at, label in row.gathered]
     places = [torch.tensor([at for at, _ in part], dtype=torch.long) for part in (mentions, gathered)]
-    widths = len(SET_WIDTHS), 2 * len(SET_WIDTHS)
+    widths = len(SET_WIDTHS), len(GATHER_WIDTHS)
     targets = [
         torch.tensor([label for _, label in part], dtype=torch.long).view(-1, w)
         for part, w in zip((mentions, gathered), widths, strict=True)

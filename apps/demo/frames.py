@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ def conversations(
         while items:
             size = min(rng.randint(2, 3), len(items)) if packed else 1
             part, items = items[:size], items[size:]
-            rows.append(row_of(words, index, part, ["\n"] + ["User: "] * (size - 1)))
+            rows.append(row_of(words, index, part, ["\n"] + ["User: "] * (size - 1), scene))
     return rows
 
 
@@ -52,16 +51,16 @@ def frame_rows(
     """Rows about groups of frames; `changes` says what differs in the last frame where it is a later frame."""
     rows = []
     for index, (group, change) in enumerate(zip(groups, changes, strict=True)):
-        items: list[Item] = []
+        items: list[tuple[Item, Scene | None]] = []
         if change is not None and len(group) == 2:
-            items.append(ask_change(change, rng))
+            items.append((ask_change(change, rng), None))
         if earlier := ask_earlier(group[0], rng):
-            items.append(earlier)
+            items.append((earlier, group[0]))
         for _ in range(count - len(items)):
             frame = rng.randrange(len(group))
             for item in draw_items(group[frame], 1, rng, weights):
-                items.append(about_frame(item, frame, len(group), rng))
-        rows += [row_of(words, index, [item], ["\n"]) for item in items]
+                items.append((about_frame(item, frame, len(group), rng), group[frame]))
+        rows += [row_of(words, index, [item], ["\n"], about) for item, about in items]
     return rows
 
 

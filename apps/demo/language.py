@@ -31,7 +31,8 @@ def wkv7(
     """
     outputs = []
     for i in range(0, r.shape[2], chunk):
-        y, state = _wkv7_chunk(*(x[:, :, i : i + chunk] for x in (r, w, k, v, a, b)), state)
+        part = [x[:, :, i : i + chunk] for x in (r, w, k, v, a, b)]
+        y, state = _wkv7_chunk(part[0], part[1], part[2], part[3], part[4], part[5], state)
         outputs.append(y)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), state
 
@@ -79,6 +80,19 @@ def _mixed(weight: Tensor, mix: Tensor) -> Tensor:
 class TimeMix(nn.Module):
     """RWKV-7 time mix of one layer."""
 
+    receptance: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
+    w1: Tensor
+    w2: Tensor
+    a1: Tensor
+    a2: Tensor
+    v1: Tensor
+    v2: Tensor
+    g1: Tensor
+    g2: Tensor
+
     def __init__(self, width: int, layers: int, index: int) -> None:
         super().__init__()
         self.index, self.heads = index, width // HEAD
@@ -111,7 +125,7 @@ class TimeMix(nn.Module):
 
     def forward(self, h: Tensor, before: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, C], shift [B, C], state [B, H, N, N], first layer's values -> output, new state, those values."""
-        batch, length, width = h.shape
+        width = h.shape[2]
         names = "rkvwag" + ("v" if self.index else "")
         low = (self.w1, self.a1, self.g1, *((self.v1,) if self.index else ()))
         matrices = (self.receptance.weight.mT, self.key.weight.mT, self.value.weight.mT, *low)

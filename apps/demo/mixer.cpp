@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int N = 64;
+constexpr int kApart = N * N + 64;  // floats from one stored state to the next; 16 KiB would alias in the cache
 constexpr float kDecay = 0.6065306597126334f;  // exp(-1/2)
 constexpr float kNormEps = 64e-5f;
 
@@ -36,8 +37,12 @@ inline float dot(const float* a, const float* b) {
     return sum;
 }
 
+struct alignas(64) State {
+    float at[kApart];
+};
+
 // What one position of one head needs in both directions.
-struct Step {
+struct alignas(64) Step {
     float r[N], k[N], v[N], raw_k[N], raw_v[N], decay[N], s[N], rate[N], mix[N], first[N], kappa[N], b[N], sa[N], y[N];
     float gate[N], norm, mean, rstd, bonus;
 };
@@ -90,11 +95,11 @@ void load(const Args& p, int64_t row, int64_t h, Step& s) {
 
 // old -> next; both [value, key], possibly the same.
 void advance(const float* old, float* next, Step& s) {
-    float sa[N], y[N];
+    alignas(64) float sa[N], y[N], row[N];
     for (int v = 0; v < N; ++v) {
         const float *from = old + v * N, value = s.v[v];
         float* to = next + v * N;
-        float row[N], seen = 0, read = 0;
+        float seen = 0, read = 0;
 #pragma omp simd reduction(- : seen)
         for (int k = 0; k < N; ++k) {
             row[k] = from[k];
@@ -152,16 +157,16 @@ void mixer_backward(const Args* args, const uint16_t* d_out, const float* d_last
     const int64_t width = p.heads * N, rows = p.batch * p.length, jobs = p.batch * p.heads;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
-        std::vector<float> states((p.length + 1) * N * N);
+        std::vector<State> states(p.length + 1);
         std::vector<Step> steps(p.length);
         alignas(64) float g[N * N];
         float* mine = d_params + static_cast<int64_t>(part) * 8 * width;
         for (int64_t job = jobs * part / threads; job < jobs * (part + 1) / threads; ++job) {
             const int64_t batch = job / p.heads, h = job % p.heads, c = h * N;
-            std::memcpy(states.data(), p.start + job * N * N, sizeof g);
+            std::memcpy(states[0].at, p.start + job * N * N, sizeof g);
             for (int64_t t = 0; t < p.length; ++t) {
                 load(p, batch * p.length + t, h, steps[t]);
-                advance(&states[t * N * N], &states[(t + 1) * N * N], steps[t]);
+                advance(states[t].at, states[t + 1].at, steps[t]);
             }
             if (d_last) std::memcpy(g, d_last + job * N * N, sizeof g);
             else std::memset(g, 0, sizeof g);
@@ -169,9 +174,9 @@ void mixer_backward(const Args* args, const uint16_t* d_out, const float* d_last
             float *grk = gka + width, *glw = grk + width, *glb = glw + width;
             for (int64_t t = p.length - 1; t >= 0; --t) {
                 const Step& s = steps[t];
-                const float *before = &states[t * N * N], *after = &states[(t + 1) * N * N];
+                const float *before = states[t].at, *after = states[t + 1].at;
                 const int64_t flat = (batch * p.length + t) * width + c, wide = (batch * p.length + t) * 3 * width + c;
-                float dy[N], dv[N], dr[N] = {0}, dk[N] = {0}, da[N] = {0}, db[N] = {0}, dd[N] = {0};
+                alignas(64) float dy[N], dv[N], row[N], dr[N] = {0}, dk[N] = {0}, da[N] = {0}, db[N] = {0}, dd[N] = {0};
                 float dbonus = 0, mean1 = 0, mean2 = 0;
                 for (int i = 0; i < N; ++i) {
                     const float grad = up(d_out[flat + i]), hat = (s.y[i] - s.mean) * s.rstd;
@@ -190,7 +195,7 @@ void mixer_backward(const Args* args, const uint16_t* d_out, const float* d_last
                     dy[i] = (dy[i] - mean1 / N - hat * mean2 / N) * s.rstd;
                 }
                 for (int v = 0; v < N; ++v) {
-                    float *gradient = g + v * N, row[N], to_value = 0, to_sa = 0;
+                    float *gradient = g + v * N, to_value = 0, to_sa = 0;
                     const float *old = before + v * N, *now = after + v * N;
                     const float dyv = dy[v], value = s.v[v], sa = s.sa[v];
 #pragma omp simd reduction(+ : to_value, to_sa)

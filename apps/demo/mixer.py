@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Mixer(torch.autograd.Function):
         batch, length, triple = rkv.shape
         width = triple // 3
         start = parameters[-1].contiguous()
-        saved = [rkv, *(None if t is None else t.contiguous() for t in (zw, za, zv, gate, first))]
+        saved: list[Tensor | None] = [rkv, *(None if t is None else t.contiguous() for t in (zw, za, zv, gate, first))]
         saved += [*(None if p is None else p.detach().contiguous() for p in parameters[:-1]), start]
         ctx.save_for_backward(*saved)
         ctx.shape = (batch, length, start.shape[1], rkv.stride(1))
@@ -82,12 +83,14 @@ class Mixer(torch.autograd.Function):
         return out, last
 
     @staticmethod
-    def _pack(saved: list[Tensor], shape: tuple[int, int, int, int]) -> _Args:
+    def _pack(saved: Sequence[Tensor | None], shape: tuple[int, int, int, int]) -> _Args:
         rkv, zw, za, zv, gate, first, *rest = saved
+        assert rkv is not None
         batch, length, heads, stride = shape
         step = heads * 64 * rkv.element_size()
-        args = _args({"zw": zw, "za": za, "zv": zv, "gate": gate, "first": first, **dict(zip(PARAMETERS, rest, strict=True))},
-                     batch, length, heads, stride)  # fmt: skip
+        tensors: dict[str, Tensor | None] = dict(zip(PARAMETERS, rest, strict=True))
+        tensors |= {"zw": zw, "za": za, "zv": zv, "gate": gate, "first": first}
+        args = _args(tensors, batch, length, heads, stride)
         args.r, args.k, args.v = (rkv.data_ptr() + i * step for i in range(3))
         return args
 
@@ -106,9 +109,9 @@ class Mixer(torch.autograd.Function):
         d_start, d_params = torch.empty_like(saved[-1]), torch.zeros(threads, 8, width)
         d_out = d_out.to(bf16).contiguous()
         d_last = None if d_last is None else d_last.contiguous()
-        pointers = (d_out, d_last, d_rkv, d_z, d_first, d_start, d_params)
-        kernel.mixer_backward(ctypes.byref(Mixer._pack(saved, ctx.shape)),
-                              *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in pointers), threads)  # fmt: skip
+        tensors = (d_out, d_last, d_rkv, d_z, d_first, d_start, d_params)
+        pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+        kernel.mixer_backward(ctypes.byref(Mixer._pack(saved, ctx.shape)), *pointers, threads)
         params = d_params.sum(0)
         shaped = [None if p is None else g.view(p.shape) for p, g in zip(saved[6:-1], params, strict=True)]
         return (d_rkv, d_z[0], d_z[1], None if saved[3] is None else d_z[2], d_z[3],

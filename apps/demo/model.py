@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.demo.dataset import CELL_WIDTHS, IGNORE, PATCHES, SET_WIDTHS, Batch, Labels
+from apps.demo.dataset import CELL_WIDTHS, GATHER_WIDTHS, IGNORE, PATCHES, SET_WIDTHS, Batch, Labels
 from apps.demo.language import RWKV7, LayerState, Projector
 from apps.demo.scenes import GRID, QUALITIES, SIDE
 from apps.demo.tower import Tower, normalise, pooled
@@ -46,6 +46,7 @@ class TrainingHeads(nn.Module):
         later = range(shape.layers - 1)  # after every layer but the first
         self.mention = nn.ModuleList(nn.Linear(shape.width, sum(SET_WIDTHS)) for _ in later)
         self.gather = nn.ModuleList(nn.Linear(shape.width, 2 * sum(SET_WIDTHS)) for _ in later)
+        self.whole = nn.ModuleList(nn.Linear(shape.width, 2 + len(QUALITIES)) for _ in later)
         self.frame = nn.ModuleList(nn.Linear(shape.width, 4) for _ in later)  # which picture a token is of
 
 
@@ -96,7 +97,7 @@ class DemoModel(nn.Module):
     def read(self, ids: Tensor, state: Sequence[LayerState], rows: Tensor) -> list[Tensor]:
         """Token ids [R, T], row i continuing state `rows[i]` -> the stream after every layer, each [R, T, C]."""
         chosen = [tuple(part.index_select(0, rows) for part in layer) for layer in state]
-        return self.rwkv(self.rwkv.emb(ids), chosen)[0]  # type: ignore[arg-type]
+        return self.rwkv(self.rwkv.emb(ids), chosen)[0]
 
     def logits(self, stream: Tensor) -> Tensor:
         """Last layer's stream [..., C] -> logits [..., V]."""
@@ -121,13 +122,16 @@ class DemoModel(nn.Module):
     def phrase_loss(self, streams: Sequence[Tensor], batch: Batch) -> Tensor:
         """How well the stream knows, at a phrase and where the answer begins, what the phrases refer to."""
         loss = streams[0].new_zeros((), dtype=torch.float32)
-        for stream, mention, gather in zip(streams[1:], self.heads.mention, self.heads.gather, strict=True):
+        heads = (self.heads.mention, self.heads.gather, self.heads.whole)
+        for stream, mention, gather, whole in zip(streams[1:], *heads, strict=True):
             flat = stream.flatten(0, 1)
-            for head, at, labels, widths, weight in (
-                (mention, batch.mention_at, batch.mention_labels, SET_WIDTHS, 1.0),
-                (gather, batch.gather_at, batch.gather_labels, SET_WIDTHS * 2, 0.25),
+            begin = flat[batch.gather_at]
+            at_answer = torch.cat([gather(begin), whole(begin)], 1)
+            for out, labels, widths, weight in (
+                (mention(flat[batch.mention_at]), batch.mention_labels, SET_WIDTHS, 1.0),
+                (at_answer, batch.gather_labels, GATHER_WIDTHS, 0.25),
             ):
-                for j, part in enumerate(head(flat[at]).float().split(widths, -1)):
+                for j, part in enumerate(out.float().split(widths, -1)):
                     loss = loss + weight * mean_entropy(part, labels[:, j])
         return loss / len(self.heads.mention)
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,27 @@ class Shard:
     changes: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Material:
+    """What a step is about: scenes with features [n, 16, D] (tower frozen) or pictures [n, 64, 64, 3]."""
+
+    scenes: list[Scene]
+    source: Tensor
+    changes: list[str]  # the second half of `scenes` are later frames of the first, changed like this
+
+    def frames(self, count: int, groups: int, rng: random.Random) -> tuple[list[list[int]], list[str | None]]:
+        """Groups of `count` indices, and what changed where the last frame is a later one of the first."""
+        half, out, changes = len(self.changes), [], []
+        for _ in range(groups):
+            pick = rng.sample(range(len(self.scenes)), count)
+            pair = count == 2 and half > 0 and rng.random() < 0.65
+            if pair:
+                pick = [pick[0] % half, pick[0] % half + half]
+            out.append(pick)
+            changes.append(self.changes[pick[0]] if pair else None)
+        return out, changes
+
+
 class Pool:
     """Shards in a folder, drawn where they are missing."""
 
@@ -37,17 +59,18 @@ class Pool:
         self.folder, self.shards = folder, shards
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _kept(self, name: str, make: Callable[[], object]) -> object:
+    def _kept(self, name: str, make: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         path = self.folder / f"{name}.pkl"
         if not path.exists():
             partial = path.with_suffix(f".{random.randrange(10**9)}")
             partial.write_bytes(pickle.dumps(make(), protocol=4))
             partial.rename(path)
-        return pickle.loads(path.read_bytes())
+        kept: tuple[Any, ...] = pickle.loads(path.read_bytes())
+        return kept
 
     def shard(self, first: int, count: int) -> Shard:
         """The scenes of `count` seeds from `first` on."""
-        scenes, pictures = self._kept(f"{first}-{count}", lambda: make_pool(first, count))  # type: ignore[misc]
+        scenes, pictures = self._kept(f"{first}-{count}", lambda: make_pool(first, count))
         return Shard(first, list(scenes), torch.from_numpy(pictures))
 
     def training(self, index: int) -> Shard:
@@ -63,5 +86,5 @@ class Pool:
             pictures = np.stack([picture_of(s, rng.choice((1, 1, 2, 4))) for s, _ in pairs])
             return [s for s, _ in pairs], pictures, [c for _, c in pairs]
 
-        scenes, pictures, changes = self._kept(f"{shard.first}-{count}-later", make)  # type: ignore[misc]
+        scenes, pictures, changes = self._kept(f"{shard.first}-{count}-later", make)
         return Shard(shard.first, scenes, torch.from_numpy(pictures), changes)

@@ -95,7 +95,7 @@ def _shape(scene: Scene, rng: random.Random, zh: bool) -> Item | None:
     choices = [(p, t) for p, t in _unique(scene) if p.form is None]
     if not choices:
         return None
-    phrase, thing = rng.choice(choices)
+    _, thing = rng.choice(choices)
     template = rng.choice(
         ("{}是什么形状？", "{}的形状是什么？")
         if zh

@@ -231,7 +231,7 @@ def draw(scene: Scene, scale: int = 4) -> np.ndarray:
         base[SIDE - int(scene.ground) :] *= 0.8
     small = np.clip(base, 0, 255).astype(np.uint8)
     canvas = small if scale == 1 else cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    places = np.array([[[t.x * scale, t.y * scale]] for t in scene.things], np.float32)
+    places: np.ndarray = np.array([[[t.x * scale, t.y * scale]] for t in scene.things], np.float32)
     matrix = _homography(scene, scale) if scene.warp else None
     if matrix is not None and len(places):
         places = cv2.perspectiveTransform(places, np.linalg.inv(matrix))
@@ -242,7 +242,7 @@ def draw(scene: Scene, scale: int = 4) -> np.ndarray:
     if scene.quality == "blurry":
         return cv2.GaussianBlur(canvas, (0, 0), scene.amount * scale)
     x, y = scene.noise_at
-    grain = _NOISE[y : y + SIDE, x : x + SIDE] * scene.amount
+    grain: np.ndarray = _NOISE[y : y + SIDE, x : x + SIDE] * scene.amount
     if scale > 1:
         grain = cv2.resize(grain, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     return np.clip(canvas + grain, 0, 255).astype(np.uint8)

@@ -35,6 +35,11 @@ class _Embeddings(nn.Module):
 
 
 class _Attention(nn.Module):
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads

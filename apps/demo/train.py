@@ -16,22 +16,20 @@ import random
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
-from apps.demo.dataset import CELL_WIDTHS, Row, Words, labels_of, split_by_length
+from apps.demo.dataset import Row, Words, labels_of, split_by_length
 from apps.demo.frames import bridges, conversations, frame_rows
+from apps.demo.measure import QUICK, Meter, embed, precision
 from apps.demo.model import DemoModel, Shape
 from apps.demo.muon import Muon
-from apps.demo.pool import HELD_OUT, Pool, Shard
+from apps.demo.pool import Material, Pool, Shard
 from apps.demo.questions import WEIGHTS
-from apps.demo.scenes import Scene
 
 HERE = Path(__file__).parent
 FORGETFUL = 0.02  # weight of the newest value in printed averages
@@ -60,29 +58,9 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--frames", type=float, default=0.0, help="share of steps about two to four frames (joint only)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=1, help="threads a rank")
+    p.add_argument("--report", type=float, default=120, help="seconds between reports")
     p.add_argument("--ranks", type=int, default=1, help="processes that share the work")
     return p
-
-
-@dataclass
-class Material:
-    """What a step is about: scenes with features [n, 16, D] (tower frozen) or pictures [n, 64, 64, 3]."""
-
-    scenes: list[Scene]
-    source: Tensor
-    changes: list[str]  # the second half of `scenes` are later frames of the first, changed like this
-
-    def frames(self, count: int, groups: int, rng: random.Random) -> tuple[list[list[int]], list[str | None]]:
-        """Groups of `count` indices, and what changed where the last frame is a later one of the first."""
-        half, out, changes = len(self.changes), [], []
-        for _ in range(groups):
-            pick = rng.sample(range(len(self.scenes)), count)
-            pair = count == 2 and half > 0 and rng.random() < 0.65
-            if pair:
-                pick = [pick[0] % half, pick[0] % half + half]
-            out.append(pick)
-            changes.append(self.changes[pick[0]] if pair else None)
-        return out, changes
 
 
 class Trainer:
@@ -97,9 +75,10 @@ class Trainer:
         self.words = Words(HERE / "vocab.txt")
         self.net = DemoModel(Shape(self.words.rows)).to(self.device)
         if options.start:
-            self.net.load_state_dict(torch.load(options.start, weights_only=True, map_location=self.device), strict=False)
+            found = torch.load(options.start, weights_only=True, map_location=self.device)
+            self.net.load_state_dict(found, strict=False)  # a phase may bring heads of its own
         self.pool = Pool(options.pool, options.shards)
-        self.held = self.pool.shard(HELD_OUT, 2000)
+        self.meter = Meter(self.net, self.words, self.pool)
         self.weights = dict(WEIGHTS)
         self.count = options.scenes or (64 if options.phase == "tower" else 20)
         self.seen, self.steps, self.averages = 0, 0, dict[str, float]()
@@ -109,9 +88,8 @@ class Trainer:
         o, groups = self.options, defaultdict(list)
         for name, p in self.net.named_parameters():
             part = "vit" if name.startswith("vit") else "heads" if name.startswith("heads") else "rest"
-            used = {"tower": part == "vit" or name.startswith(("heads.cell", "heads.patch", "heads.scene")),
-                    "language": part == "rest" or name.startswith(("heads.mention", "heads.gather", "heads.frame")),
-                    "joint": True}[o.phase]  # fmt: skip
+            seeing = part == "vit" or name.startswith(("heads.cell", "heads.patch", "heads.scene"))
+            used = o.phase == "joint" or seeing == (o.phase == "tower")
             p.requires_grad_(used)
             apart = any(word in name for word in ("emb", "rwkv.head", "heads.", "position"))
             matrix = p.ndim == 2 and name.endswith("weight") and not apart
@@ -162,17 +140,13 @@ class Trainer:
             old = self.averages.get(name, value)
             self.averages[name] = old + FORGETFUL * (value - old)
 
-    def precision(self) -> torch.autocast:
-        """bf16 matrix products; weights, norms and the recurrence stay fp32."""
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     # ------------------------------------------------------------------------------------------- steps
 
     def tower_step(self, material: Material, done: float) -> None:
         """One step on dense labels."""
         pick = self.rng.sample(range(len(material.scenes)), self.count)
         scenes, pictures = [material.scenes[k] for k in pick], material.source[pick].to(self.device)
-        with self.precision():
+        with precision(self.device):
             patches, cells = self.net.features(pictures)
             loss = self.net.tower_loss(patches, cells, labels_of(scenes).to(self.device))
         self._note(dense=loss.item())
@@ -198,7 +172,7 @@ class Trainer:
         pick = self.rng.sample(range(len(material.scenes)), self.count)
         scenes, source = [material.scenes[k] for k in pick], material.source[pick].to(self.device)
         rows = conversations(self.words, scenes, o.questions, self.rng, self.weights, o.turns)
-        with self.precision():
+        with precision(self.device):
             if o.phase == "language":
                 loss = self.read(rows, [source.float()], [])
             else:
@@ -211,77 +185,28 @@ class Trainer:
     def frame_step(self, material: Material, done: float) -> None:
         """One step on questions about two to four frames."""
         o = self.options
-        picks, changes = material.frames(self.rng.choices((2, 3, 4), (6, 2, 2))[0], max(self.count * 2 // 3, 1), self.rng)
+        length = self.rng.choices((2, 3, 4), (6, 2, 2))[0]
+        picks, changes = material.frames(length, max(self.count * 2 // 3, 1), self.rng)
         groups = [[material.scenes[k] for k in pick] for pick in picks]
         rows = frame_rows(self.words, groups, changes, o.questions, self.rng, self.weights)
         between = [ids.to(self.device) for ids in bridges(self.words, groups, self.rng)]
-        with self.precision():
+        with precision(self.device):
             frames = [material.source[list(part)].to(self.device) for part in zip(*picks, strict=True)]
             frames = [f.float() if o.phase == "language" else self.net.features(f)[1] for f in frames]
             loss = self.read(rows, frames, between)
         self._step(loss, done)
 
-    # --------------------------------------------------------------------------------------- measuring
+    # ------------------------------------------------------------------------------------------ running
 
-    @torch.no_grad()
-    def embed(self, pictures: Tensor) -> Tensor:
-        """Pooled features of many pictures, bf16 [n, 16, D]."""
-        with self.precision():
-            parts = [self.net.features(p.to(self.device))[1].bfloat16() for p in pictures.split(500)]
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def measure(self, scenes: int = 400, seed: int = 1) -> dict[str, float]:
-        """Held-out accuracy: cells for the tower; exact match per kind and language (teacher forced = greedy)."""
-        hits: dict[str, list[bool]] = defaultdict(list)
-        if self.options.phase != "language":
-            with self.precision():
-                cells = self.net.features(self.held.pictures[:scenes].to(self.device))[1]
-                out, target = self.net.heads.cell(cells), labels_of(self.held.scenes[:scenes]).cells.to(self.device)
-            names = ("form", "colour", "size", "text")
-            for j, part in enumerate(out[..., : sum(CELL_WIDTHS)].split(CELL_WIDTHS, -1)):
-                counts = target[..., j] > 0 if j == 0 else target[..., j] >= 0
-                hits[f"cell {names[j]}"] = (part.argmax(-1) == target[..., j])[counts].tolist()
-        if self.options.phase != "tower":
-            rng, flat = random.Random(seed), dict.fromkeys(WEIGHTS, 1.0)
-            for i in range(0, scenes, 50):
-                part = self.held.scenes[i : i + 50]
-                rows = conversations(self.words, part, 8, rng, flat, self.options.turns)
-                self._score(rows, [self.embed(self.held.pictures[i : i + 50]).float()], [], hits)
-            if self.options.frames:
-                half = self.pool.later(self.held, 500)
-                pictures = torch.cat([self.held.pictures[:500], half.pictures])
-                features = self.embed(pictures).float()
-                material = Material(self.held.scenes[:500] + half.scenes, features, half.changes)
-                for count in (2, 2, 3, 4) * (2 if scenes > 400 else 1):
-                    picks, changes = material.frames(count, 25, rng)
-                    groups = [[material.scenes[k] for k in pick] for pick in picks]
-                    rows = frame_rows(self.words, groups, changes, 8, rng, flat)
-                    frames = [features[list(part)] for part in zip(*picks, strict=True)]
-                    self._score(rows, frames, bridges(self.words, groups, rng), hits)
-        return {name: float(np.mean(values)) for name, values in sorted(hits.items())}
-
-    def _score(self, rows: list[Row], frames: list[Tensor], between: list[Tensor], hits: dict[str, list[bool]]) -> None:
-        with self.precision():
-            state, _ = self.net.look(frames, self.words.ids("User: "), between)
-            for batch in (b.to(self.device) for b in split_by_length(rows, 2)):
-                best = self.net.logits(self.net.read(batch.ids, state, batch.scene)[-1]).argmax(-1)
-                right = (best[:, :-1] == batch.ids[:, 1:]).cpu()
-                for i, row in enumerate(batch.rows):
-                    for turn, (start, end, item) in enumerate(row.answers):
-                        good = bool(right[i, start - 1 : end - 1].all())
-                        hits[f"{item.kind} {item.language}" if turn == 0 else "later turns"].append(good)
-
-    def report(self, minutes: float, scenes: int = 400) -> None:
+    def report(self, minutes: float, scenes: int = QUICK) -> None:
         """Save, measure, print and log where training stands; kinds that lag are asked more often from now on."""
         if self.rank:
             return
         self.save()
-        scores = self.measure(scenes, 1 if scenes == 400 else 2)
+        scores = self.meter.scores(self.options, scenes, 1 if scenes == QUICK else 2)
         for kind, weight in WEIGHTS.items():
-            own = [
-                v for k, v in scores.items() if k.split()[0] in (kind, *({"digit", "word"} if kind == "text" else ()))
-            ]
+            names = ("digit", "word") if kind == "text" else (kind,)
+            own = [v for k, v in scores.items() if k.split()[0] in names]
             if own:
                 self.weights[kind] = weight * (0.35 + 4 * min(0.5, 1 - min(own)))
         averages = " ".join(f"{k} {v:.3f}" for k, v in self.averages.items())
@@ -307,7 +232,7 @@ class Trainer:
         if self.options.frames:
             later = self.pool.later(shard, len(scenes))
             scenes, pictures, changes = scenes + later.scenes, torch.cat([pictures, later.pictures]), later.changes
-        return Material(scenes, self.embed(pictures) if self.options.phase == "language" else pictures, changes)
+        return Material(scenes, embed(self.net, pictures) if self.options.phase == "language" else pictures, changes)
 
     def run(self) -> None:
         """Train until the time is up or Ctrl-C."""
@@ -320,7 +245,7 @@ class Trainer:
                     if o.phase == "language":
                         kept[i] = material
                     for _ in range(60):
-                        minutes, report = self.agree((time.time() - began) / 60, time.time() - shown > 75)
+                        minutes, report = self.agree((time.time() - began) / 60, time.time() - shown > o.report)
                         if minutes >= o.minutes:
                             return
                         done = minutes / o.minutes
@@ -354,7 +279,7 @@ def main() -> None:
         if options.ranks == 1:
             work(0, options, "")
         else:
-            mp.spawn(work, (options, f"{folder}/meeting"), options.ranks)
+            spawn(work, (options, f"{folder}/meeting"), options.ranks)
 
 
 if __name__ == "__main__":
