@@ -1,7 +1,8 @@
-"""However a sequence is cut into calls, the bundle ends in the same state with the same logits.
+"""However a sequence is cut into calls, the model ends in the same state with the same logits.
 
-Run on the demo bundle (int8, 64-wide heads, a real model) and on a float32 bundle of random weights, with ordinary
-tokens and with one embedding repeated: identical image patches, the case that breaks naive chunking.
+Run on float32 bundles, with ordinary tokens and with one embedding repeated: identical image patches, the case that
+breaks naive chunking. In int8 the kernel rounds activations to 8 bits, and a last-bit difference of the recurrence can
+tip such a rounding, so there the test is what a user sees: the answers.
 """
 
 from __future__ import annotations
@@ -13,27 +14,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.demo.scenes import draw, scene_of
 from export.config import ExportConfig
 from runtime import VisualRWKV
 from runtime.backends.ort import OrtBackend
 from runtime.bundle import Bundle
 from runtime.engine import Engine
+from runtime.tokenizer import Tokenizer
 
 CUTS = [(64,), (17, 47), (1,) * 64, (16, 16, 32), (63, 1), (1, 63)]
-# Float32 differs by the order of sums; 8-bit kernels also by which of two kernels a call's length selects.
-TOLERANCE = {"fp32": 1e-4, "int8": 1e-3}
+TOLERANCE = 1e-5  # relative RMS: the order of sums
 
 
-@pytest.fixture(params=["fp32", "int8"])
-def engine(
-    request: pytest.FixtureRequest, golden: Path, export: Callable[..., Path], demo_bundle: Path
-) -> Iterator[Engine]:
-    folder = demo_bundle
-    if request.param == "fp32":
-        name = "rwkv7_text.pth"
-        options = json.loads((golden / "configs.json").read_text(encoding="utf-8"))[name]
-        folder = export(golden / name, config=ExportConfig.from_dict(options))
-    engine = Engine(Bundle.open(folder), OrtBackend(threads=1))
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Relative RMS error."""
+    return float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
+
+
+@pytest.fixture
+def engine(golden: Path, export: Callable[..., Path]) -> Iterator[Engine]:
+    name = "rwkv7_text.pth"
+    options = json.loads((golden / "configs.json").read_text(encoding="utf-8"))[name]
+    engine = Engine(Bundle.open(export(golden / name, config=ExportConfig.from_dict(options))), OrtBackend(threads=1))
     yield engine
     engine.close()
 
@@ -41,7 +43,6 @@ def engine(
 @pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: "+".join(map(str, cuts[:3])))
 @pytest.mark.parametrize("repeated", [False, True], ids=["tokens", "identical-patches"])
 def test_cuts(engine: Engine, cuts: tuple[int, ...], repeated: bool) -> None:
-    limit = TOLERANCE[engine.manifest.precision]
     tokens = np.random.default_rng(5).integers(1, engine.manifest.vocab_size - 1, 65)
     rows = engine.embed(np.full(65, tokens[0]) if repeated else tokens)
     whole, parts, start = engine.new_state(), engine.new_state(), 0
@@ -50,21 +51,35 @@ def test_cuts(engine: Engine, cuts: tuple[int, ...], repeated: bool) -> None:
     for length in cuts:
         engine.advance(rows[start : start + length], parts)
         start += length
-    found = engine.advance(rows[64:], parts)
-    scale = max(1.0, float(np.abs(wanted).max()))
-    np.testing.assert_allclose(found, wanted, atol=limit * scale, rtol=0)
+    assert difference(engine.advance(rows[64:], parts), wanted) < TOLERANCE
     for slot in ("att_shift", "ffn_shift", "wkv"):
-        np.testing.assert_allclose(parts.array(slot), whole.array(slot), atol=10 * limit, rtol=0, err_msg=slot)
+        assert difference(parts.array(slot), whole.array(slot)) < TOLERANCE, slot
 
 
 def test_sixty_five_at_once(engine: Engine) -> None:
-    limit = TOLERANCE[engine.manifest.precision]
     tokens = np.random.default_rng(6).integers(1, engine.manifest.vocab_size - 1, 65)
     a, b = engine.new_state(), engine.new_state()
     wanted = engine.advance(tokens, a).copy()
     engine.advance(tokens[:64], b)
-    found = engine.advance(tokens[64:], b)
-    np.testing.assert_allclose(found, wanted, atol=limit * max(1.0, float(np.abs(wanted).max())), rtol=0)
+    assert difference(engine.advance(tokens[64:], b), wanted) < TOLERANCE
+
+
+def test_int8_answers_do_not_depend_on_cuts(demo_bundle: Path) -> None:
+    """Prompts fed token by token, in odd pieces, and at once: the same answers about drawn scenes."""
+    answers = []
+    for segment in (1, 17, 256):
+        tokenizer = Tokenizer(demo_bundle / "vocab.txt")
+        model = VisualRWKV(Engine(Bundle.open(demo_bundle), OrtBackend(threads=1), prefill_segment=segment), tokenizer)
+        said = []
+        for seed in range(60_000, 60_012):
+            session = model.session()
+            session.see(draw(scene_of(seed), 2))
+            for question in ("How many shapes are there?", "图里有红色图形吗？", "Is it day or night?"):
+                said.append("".join(chunk.text for chunk in session.ask(question)))
+        answers.append(said)
+        model.close()
+    assert len(set(answers[0])) > 3
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_two_sessions_interleaved_are_two_sessions(demo_bundle: Path) -> None:

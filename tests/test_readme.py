@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-MODULES = ("export", "apps.webcam_qa")
+MODULES = ("export", "apps.webcam_qa", "apps.demo.evaluate")
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:

@@ -36,6 +36,12 @@ ATTEMPTS = 200
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 TURNS = ("first turn", "second turn", "third turn")
 OPTIONS = GenerateOptions(max_tokens=16)
+EXAMPLES = """\
+examples:
+  python -m apps.demo.evaluate build/demo-int8-cpu
+  python -m apps.demo.evaluate build/demo-int8-cpu --scenes 250 --kinds change earlier frames
+  python -m apps.demo.evaluate build/demo-int8-cpu --mistakes 20 --json figures.json
+"""
 Report = Callable[[int, int], None]
 
 
@@ -194,7 +200,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's definition."""
-    p = argparse.ArgumentParser("python -m apps.demo.evaluate", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(
+        "python -m apps.demo.evaluate",
+        description=__doc__.split("\n")[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("bundle", type=Path, help="exported demo model")
     p.add_argument("--scenes", type=int, default=500, metavar="N", help="default: %(default)s")
     p.add_argument("--seed", type=int, default=50_000, metavar="S", help="first scene (default: %(default)s)")

@@ -271,7 +271,12 @@ def test_control_c_ends_cleanly(run: Any, model: StubModel, video: Path, tmp_pat
 
     model.answer = interrupt
     saved = tmp_path / "out.mp4"
-    assert run("--source", str(video), "--question", "A?", "--save", str(saved)) == 0
+    # A shell that starts the tests in the background has SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("--source", str(video), "--question", "A?", "--save", str(saved)) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
     out = capsys.readouterr().out
     assert "stopped" in out
     assert "saved" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ class RecordingEngine:
     def __init__(self, manifest: Manifest = MANIFEST, answers: Sequence[Sequence[int]] = ()) -> None:
         self.manifest, self.answers = manifest, answers
         self.calls = 0
+        self.lock = threading.Lock()
         self.before_step: Any = lambda: None
         self.fail_encode: BaseException | None = None
         self._logits = np.zeros(manifest.vocab_size, np.float32)
