@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,20 +65,24 @@ class OrtRunner:
     def __init__(self, session: ort.InferenceSession) -> None:
         """Take over a loaded session."""
         self._session = session
-        self._bindings: OrderedDict[tuple[int, ...], tuple[ort.IOBinding, tuple[Buffer, ...]]] = OrderedDict()
+        self._bindings: OrderedDict[tuple[int, ...], tuple[ort.IOBinding, list[weakref.ref[Buffer]]]] = OrderedDict()
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run from `inputs` into `outputs`; a pair of buffer sets seen before costs no new binding."""
         buffers = (*inputs.values(), *outputs.values())
         key = tuple(map(id, buffers))
-        if key in self._bindings:
-            self._bindings.move_to_end(key)
-        else:
-            # The entry keeps its buffers alive, so an id cannot come back as another buffer.
-            self._bindings[key] = self._bind(inputs, outputs), buffers
+        if key not in self._bindings:
+            # Weak references: a binding must not keep the state of a closed session alive. When one of its buffers
+            # goes, so does the binding, and with it the chance that the same id comes back as another buffer.
+            alive = [weakref.ref(buffer, functools.partial(self._forget, key)) for buffer in buffers]
+            self._bindings[key] = self._bind(inputs, outputs), alive
             if len(self._bindings) > _BINDINGS:
                 self._bindings.popitem(last=False)
+        self._bindings.move_to_end(key)
         self._session.run_with_iobinding(self._bindings[key][0])
+
+    def _forget(self, key: tuple[int, ...], _: object) -> None:
+        self._bindings.pop(key, None)
 
     def _bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> ort.IOBinding:
         binding = self._session.io_binding()
