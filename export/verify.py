@@ -110,7 +110,9 @@ def _pixels(bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 def _run_bundle(bundle: Bundle, tokens: np.ndarray, pixels: dict[str, np.ndarray], threads: int | None) -> _Run:
-    backend = OrtBackend(threads, keep_weights_mapped=bundle.manifest.precision != "int8")
+    # A float graph is not packed, so that a big model's weights are not copied; 8-bit products need their packed form.
+    mapped = ("vision",) if bundle.manifest.precision == "int8" else ("vision", "step")
+    backend = OrtBackend(threads, keep_mapped=mapped)
     engine = Engine(bundle, backend)
     try:
         state = engine.new_state()

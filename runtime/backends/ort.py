@@ -6,7 +6,7 @@ import functools
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,14 +98,14 @@ class OrtBackend:
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, threads: int | None = None, *, keep_weights_mapped: bool = False) -> None:
+    def __init__(self, threads: int | None = None, *, keep_mapped: Container[str] = ()) -> None:
         """Choose the number of threads of each graph (default: `default_threads()`).
 
-        With `keep_weights_mapped` float weights are used where they lie in the file, neither packed nor widened at
+        The float weights of the graphs named in `keep_mapped` are used where they lie in the file, neither packed nor widened at
         load: slower, but a model larger than the memory runs (the exporter's verification does).
         """
         self.threads = threads or default_threads()
-        self._mapped = keep_weights_mapped
+        self._mapped = keep_mapped
         self._runners: list[OrtRunner] = []
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
@@ -119,7 +119,7 @@ class OrtBackend:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle model burns no core
-        if self._mapped:
+        if graph.name in self._mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
