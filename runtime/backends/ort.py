@@ -101,8 +101,8 @@ class OrtBackend:
     def __init__(self, threads: int | None = None, *, keep_mapped: Container[str] = ()) -> None:
         """Choose the number of threads of each graph (default: `default_threads()`).
 
-        The float weights of the graphs named in `keep_mapped` are used where they lie in the file, neither packed nor widened at
-        load: slower, but a model larger than the memory runs (the exporter's verification does).
+        The float weights of the graphs named in `keep_mapped` are used where they lie in the file, neither packed nor
+        widened at load: slower, but a model larger than the memory runs (the exporter's verification does).
         """
         self.threads = threads or default_threads()
         self._mapped = keep_mapped
