@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.export_memory import export
 from benchmarks.measure import machine, median_seconds, memory_mb, read_bandwidth
 from benchmarks.random_checkpoint import write
 from runtime import GenerateOptions, VisualRWKV
@@ -35,24 +33,6 @@ def photograph() -> Image.Image:
 
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         return Image.open(file).convert("RGB")
-
-
-def export(checkpoint: Path, bundle: Path) -> dict[str, float]:
-    """Export in a child process; return its seconds and peak memory in MB."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "export", str(checkpoint), "--int8", "--overwrite", "--out", str(bundle)]
-    peak = {"rss": 0.0, "anon": 0.0}
-    with subprocess.Popen(command) as child:
-        while child.poll() is None:
-            try:
-                now = memory_mb(child.pid)
-            except (OSError, KeyError):
-                break
-            peak = {key: max(peak[key], now[key]) for key in peak}
-            time.sleep(0.02)
-    if child.returncode:
-        raise SystemExit(f"the export failed with {child.returncode}")
-    return {"seconds": time.perf_counter() - start, "peak_rss_mb": peak["rss"], "peak_anon_mb": peak["anon"]}
 
 
 def peer_model(checkpoint: Path, work: Path, threads: int) -> Any:

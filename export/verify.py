@@ -29,9 +29,8 @@ PROMPT_TOKENS = 33  # two chunks of the WKV body and one token more
 GREEDY_TOKENS = 16
 
 # Relative RMS error allowed, per precision. fp32 differs by the order of sums only; the others by rounding, which adds
-# up over layers: int8 measured 4.3 % after 12 and 5.7 % after 24 layers of random weights, while one wrong matrix
-# gives far more. The one table of the exporter: nothing else softens a verdict.
-TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
+# up over layers: int8 measured 4.3 % after 12 and 5.7 % after 24 layers of random weights. The one table of the exporter: nothing else softens a verdict.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 6e-2}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def verify(
         raise ParityError(
             f"the {bundle.manifest.precision} bundle does not reproduce {checkpoint.name}:\n    {table}",
             wanted="every error within its limit",
-            hint="report this with the output of --inspect; --fp32 tells whether the precision is the cause",
+            hint="export with --fp32: if that passes, rounding is the cause, else report this table",
         )
     return parity
 
