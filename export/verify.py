@@ -29,7 +29,8 @@ PROMPT_TOKENS = 33  # two chunks of the WKV body and one token more
 GREEDY_TOKENS = 16
 
 # Relative RMS error allowed, per precision. fp32 differs by the order of sums only; the others by rounding, which adds
-# up over layers: int8 measured 4.3 % after 12 and 5.7 % after 24 layers of random weights. The one table of the exporter: nothing else softens a verdict.
+# up over layers: int8 measured 4.3 % after 12 and 5.7 % after 24 layers of random weights. This is the one table of the
+# exporter: nothing else softens a verdict.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 6e-2}
 
 
