@@ -2,11 +2,18 @@
 
 python -m benchmarks.random_checkpoint 0.1B v700-0B1.pth            # VisualRWKV v7.00 with the full fused tower
 python -m benchmarks.random_checkpoint 1.5B text-1B5.pth --text     # language model only
+python -m benchmarks.random_checkpoint v6-1.6B v60-1B6.safetensors  # VisualRWKV v6.0 with the full CLIP tower
+python -m benchmarks.random_checkpoint 7B text-7B.safetensors --text
+
+A .safetensors file is written tensor by tensor, so a 7B model needs no 14 GB of memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +36,11 @@ SIZES = {
     "1.5B": Size(24, 2048, (96, 96, 64, 256)),
     "3B": Size(32, 2560, (96, 96, 64, 320)),
     "7B": Size(32, 4096, (128, 128, 96, 480)),
+}
+RWKV6_SIZES = {  # layers, width, FFN, ranks of the mixing and decay paths
+    "v6-1.6B": (24, 2048, 7168, 32, 64),
+    "v6-3B": (32, 2560, 8960, 32, 64),
+    "v6-7B": (32, 4096, 14336, 64, 128),
 }
 VOCABULARY = 65536
 FEATURES = 1024 + 1152 + 1024
@@ -73,6 +85,54 @@ def language_model(size: Size, prefix: str) -> Shapes:
         yield f"{block}ffn.x_k", (1, 1, c), 0.5
         yield f"{block}ffn.key.weight", (4 * c, c), matrix
         yield f"{block}ffn.value.weight", (c, 4 * c), 0.5 * matrix
+
+
+def rwkv6_language_model(size: str, prefix: str) -> Shapes:
+    """Yield the tensors of an RWKV-6 language model."""
+    layers, c, ffn, maa, decay = RWKV6_SIZES[size]
+    matrix = c**-0.5
+    yield f"{prefix}emb.weight", (VOCABULARY, c), 0.5
+    yield f"{prefix}head.weight", (VOCABULARY, c), matrix
+    yield from _norm(f"{prefix}ln_out", c)
+    yield from _norm(f"{prefix}blocks.0.ln0", c)
+    for i in range(layers):
+        block = f"{prefix}blocks.{i}."
+        for name in ("ln1", "ln2", "att.ln_x"):
+            yield from _norm(block + name, c)
+        for name in ("x", "w", "k", "v", "r", "g"):
+            yield f"{block}att.time_maa_{name}", (1, 1, c), 0.5
+        yield f"{block}att.time_maa_w1", (c, 5 * maa), matrix
+        yield f"{block}att.time_maa_w2", (5, maa, c), 0.1 * maa**-0.5
+        yield f"{block}att.time_decay", (1, 1, c), 0.5
+        yield f"{block}att.time_decay_w1", (c, decay), matrix
+        yield f"{block}att.time_decay_w2", (decay, c), decay**-0.5
+        yield f"{block}att.time_faaaa", (c // 64, 64), 0.3
+        for name in ("receptance", "key", "value", "gate", "output"):
+            yield f"{block}att.{name}.weight", (c, c), matrix
+        yield f"{block}ffn.time_maa_k", (1, 1, c), 0.5
+        yield f"{block}ffn.time_maa_r", (1, 1, c), 0.5
+        yield f"{block}ffn.key.weight", (ffn, c), matrix
+        yield f"{block}ffn.value.weight", (c, ffn), 0.5 * matrix
+        yield f"{block}ffn.receptance.weight", (c, c), matrix
+
+
+def clip_tower(width: int) -> Shapes:
+    """Yield CLIP ViT-L/14 at 336 pixels and v6.0's linear projector."""
+    prefix, c = "vit.vision_model.", 1024
+    yield f"{prefix}embeddings.class_embedding", (c,), 0.5
+    yield f"{prefix}embeddings.patch_embedding.weight", (c, 3, 14, 14), 0.04
+    yield f"{prefix}embeddings.position_embedding.weight", (577, c), 0.2
+    yield from _norm(f"{prefix}pre_layrnorm", c)
+    yield from _norm(f"{prefix}post_layernorm", c)
+    for j in range(24):
+        layer = f"{prefix}encoder.layers.{j}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _linear(f"{layer}self_attn.{name}", c, c)
+        yield from _norm(f"{layer}layer_norm1", c)
+        yield from _norm(f"{layer}layer_norm2", c)
+        yield from _linear(f"{layer}mlp.fc1", c, 4096)
+        yield from _linear(f"{layer}mlp.fc2", 4096, c)
+    yield "proj.weight", (width, c), c**-0.5
 
 
 def fused_tower() -> Shapes:
@@ -151,25 +211,60 @@ def _sam(prefix: str) -> Shapes:
     yield from _norm(f"{prefix}neck.3", 256)
 
 
+def shapes_of(size: str, *, text_only: bool) -> list[tuple[str, tuple[int, ...], float]]:
+    """Return the tensors of a model."""
+    prefix = "" if text_only else "rwkv."
+    if size in RWKV6_SIZES:
+        shapes = list(rwkv6_language_model(size, prefix))
+        return shapes if text_only else [*shapes, *clip_tower(RWKV6_SIZES[size][1])]
+    shapes = list(language_model(SIZES[size], prefix))
+    return shapes if text_only else [*shapes, *fused_tower(), *projector(SIZES[size].width)]
+
+
 def write(path: Path, size: str, *, text_only: bool = False, seed: int = 0) -> None:
-    """Write a bfloat16 .pth of a released size; deterministic in `seed`."""
-    shapes = list(language_model(SIZES[size], "" if text_only else "rwkv."))
-    if not text_only:
-        shapes += [*fused_tower(), *projector(SIZES[size].width)]
+    """Write a bfloat16 checkpoint of a released size; deterministic in `seed`."""
+    shapes = shapes_of(size, text_only=text_only)
+    if path.suffix == ".safetensors":
+        _stream(path, shapes, seed)
+        return
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for key, shape, scale in shapes:
-        values = torch.randn(shape, generator=generator)
-        tensors[key] = (1 + 0.1 * values if scale == NEAR_ONE else scale * values).bfloat16()
+        tensors[key] = _scaled(torch.randn(shape, generator=generator), scale)
     torch.save(tensors, path)
+
+
+def _scaled(values: torch.Tensor, scale: float) -> torch.Tensor:
+    return (1 + 0.1 * values if scale == NEAR_ONE else scale * values).bfloat16()
+
+
+def _stream(path: Path, shapes: list[tuple[str, tuple[int, ...], float]], seed: int) -> None:
+    """Write .safetensors one tensor at a time, every tensor a stretch of one pool of random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(1 << 24, generator=generator)
+    header, end = {}, 0
+    for key, shape, _ in shapes:
+        start, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, shape, scale in shapes:
+            left = math.prod(shape)
+            while left:
+                at = int(torch.randint(len(pool) // 2, (), generator=generator))
+                part = pool[at : at + min(left, len(pool) // 2)]
+                file.write(_scaled(part, scale).view(torch.int16).numpy().tobytes())
+                left -= len(part)
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("size", choices=[*SIZES, *RWKV6_SIZES])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--text", action="store_true", help="language model only")
+    parser.add_argument("--text", action="store_true", help="no vision tower")
     args = parser.parse_args()
     write(args.out, args.size, text_only=args.text)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from export.build import Report
+    from export.config import ExportConfig
 
 DEMO = Path(__file__).resolve().parent.parent / "apps" / "demo"
 
@@ -24,6 +25,7 @@ examples:
   python -m export model.pth --vision siglip.safetensors
                                                     vision tower in a file of its own
   python -m export small.pth --config small.json    what tensors cannot tell: head counts, tokens per image
+  python -m export --inspect VisualRWKV-v6-1B6.pth  what a file is and what each precision costs; exports nothing
 
 The bundle is checked against torch before it appears: image embeddings, logits, state and greedy tokens.
 The recurrent state, decays, norms and LoRA paths stay float32 in every precision.
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         ("fp32", "float32 weights (default)"),
         ("fp16", "float16 weights on disk, computed in float32 on a CPU"),
         ("int8", "8-bit weights of the language model, blocks of 32"),
+        ("int4", "4-bit weights of the language model, its first layers and head in 8 bits"),
     ):
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     command.add_argument("--target", default="cpu", help="where the bundle will run: cpu (default)")
@@ -55,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--vision", type=Path, nargs="+", default=[], metavar="FILE", help="vision towers in own files"
     )
+    command.add_argument(
+        "--system-prompt", default="", metavar="TEXT", help="what every session begins after, baked in as a state"
+    )
+    command.add_argument("--inspect", action="store_true", help="say what the checkpoint is, and stop")
     command.set_defaults(precision="fp32")
     return command
 
@@ -90,6 +97,9 @@ def _export(args: argparse.Namespace) -> None:
     else:
         name = checkpoint.stem
     config = ExportConfig.load(config_path, checkpoint.name) if config_path else ExportConfig()
+    if args.inspect:
+        _inspect(checkpoint, tuple(args.vision), config)
+        return
     out = args.out or Path("build") / f"{name}-{args.precision}-{args.target}"
     console = Console()
     bar = BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()
@@ -112,11 +122,24 @@ def _export(args: argparse.Namespace) -> None:
             config=config,
             vision_files=tuple(args.vision),
             overwrite=args.overwrite,
+            system_prompt=args.system_prompt,
             progress=progress,
         )
         for task in stages.values():
             bars.update(task, total=1, completed=1)
     _print(report, console)
+
+
+def _inspect(path: Path, vision_files: tuple[Path, ...], config: ExportConfig) -> None:
+    from rich.console import Console
+
+    from export.checkpoint import Checkpoint
+    from export.infer import infer
+    from export.inspect import tables
+
+    with Checkpoint.open(path, vision_files) as checkpoint:
+        for table in tables(checkpoint, infer(checkpoint, config)):
+            Console().print(table)
 
 
 def _print(report: Report, console: Console) -> None:

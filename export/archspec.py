@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime.spec import Padding
+from runtime.spec import ImagePosition, Padding, ScanOrder
 
 Naming = Literal["timm", "siglip", "dinov2"]  # timm; Hugging Face SiglipVisionModel; Hugging Face Dinov2WithRegisters
 
@@ -53,23 +53,60 @@ class SamSpec:
 
 
 @dataclass(frozen=True)
-class TowerSpec:
-    """What turns a picture into [cells, width] features."""
+class ClipSpec:
+    """CLIP's vision transformer (Hugging Face `CLIPVisionModel`): class token, quick-gelu, no final norm."""
 
-    kind: Literal["fused", "siglip", "features"]
+    prefix: str
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+
+    @property
+    def side(self) -> int:
+        """Patches along one edge."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """What turns a picture into [cells, width] features.
+
+    kinds: "fused" DINOv2 + SigLIP + SAM; "pair" DINOv2 + SigLIP (v6.11); "siglip" alone; "clip"; "features" none.
+    """
+
+    kind: Literal["fused", "pair", "siglip", "clip", "features"]
     cells: int
     width: int
     dino: ViTSpec | None = None
     siglip: ViTSpec | None = None
     sam: SamSpec | None = None
+    clip: ClipSpec | None = None
+    tiles: int = 1  # 2: the whole picture and its 2 x 2 tiles (UHD); `width` counts both
+
+
+@dataclass(frozen=True)
+class StateEncoderSpec:
+    """HM's encoder of image states: RWKV-6 blocks over packed image tokens."""
+
+    n_layer: int
+    strategy: Literal["single", "fold"]
+    max_feature_len: int | None
+    tokens_per_image: int | None
+
+
+Projector = Literal["linear", "mlp", "mlp-hd", "mlp-uhd"]
+"""linear: one matrix; mlp: gate on the features, ln_v (v7); mlp-hd: gate on the projected; mlp-uhd: relu (v6.13)."""
 
 
 @dataclass(frozen=True)
 class ArchSpec:
     """A whole model: sizes from tensors, options from the configuration or the released models' defaults."""
 
-    family: Literal["rwkv7"]
-    version: str  # "7.00", "7.01", "7.02" or "text"
+    family: Literal["rwkv6", "rwkv7"]
+    version: str  # a key of `export.variants.VARIANTS`: "6.00" ... "7.04", or "text"
     prefix: str  # of the language model's keys: "rwkv." or ""
     n_layer: int
     n_embd: int
@@ -77,16 +114,19 @@ class ArchSpec:
     head_size: int
     dim_ffn: int
     vocab_size: int
-    rank_w: int
-    rank_a: int
-    rank_v: int  # 0 for a one-layer model, whose only block has no value residual
-    rank_g: int
+    ranks: dict[str, int]  # rwkv7: w a v g (v is 0 for a one-layer model); rwkv6: maa decay
     tower: TowerSpec | None
-    projector: Literal["mlp", "linear"] | None
+    projector: Projector | None
     num_token_per_image: int
     image_token_id: int | None
     stop_token_id: int
     padding: Padding
+    image_position: ImagePosition = "first"
+    grid_size: int | None = None  # CLIP's pooling (v6.0): -1 none, 0 class token only, 1 mean, n to about n x n
+    scan: tuple[ScanOrder, ...] | None = None  # by layer, repeated; None: layers read images as they read text
+    state_encoder: StateEncoderSpec | None = None
+    sigmoid_gate: bool = False  # HM of before November 2024: its memory gate is a sigmoid with a bias
+    compressor_layers: int = 0  # blocks of the visual token compressor (v7.03, v7.04)
 
     @property
     def has_vision(self) -> bool:

@@ -17,18 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 import quant.graph
-from export.arch.rwkv7 import RWKV7, embedding_table
+from export.arch.language import embedding_sources, embedding_table
 from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint
 from export.config import ExportConfig
+from export.describe import prompt_spec, vision_spec
+from export.graphs import Graph, graphs
 from export.infer import infer
-from export.towers.vision import VisionModel
-from export.trace import custom_ops, fill, finish, trace
+from export.models import language_model
+from export.trace import custom_ops, fill, finish
 from export.verify import Parity, verify
 from export.vocabulary import stop_ids, vocabulary_file
+from export.warm import bake
 from export.weights import WeightSource, load_weight
 from quant.recipe import RECIPES, Recipe
 from runtime.bundle import Bundle, fingerprint, sha256_file
@@ -42,13 +44,8 @@ from runtime.spec import (
     GraphSpec,
     Manifest,
     PrecisionRule,
-    PromptSpec,
     Provenance,
-    RegionSpec,
-    SlotSpec,
-    TensorSpec,
     TokenizerSpec,
-    VisionSpec,
 )
 
 TARGETS = ("cpu",)
@@ -76,6 +73,7 @@ def export_bundle(
     config: ExportConfig | None = None,
     vision_files: tuple[Path, ...] = (),
     overwrite: bool = False,
+    system_prompt: str = "",
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Export a checkpoint to a verified bundle.
@@ -83,11 +81,12 @@ def export_bundle(
     Args:
         checkpoint_path: an official .pth or .safetensors file.
         out: the bundle folder to create; it must not exist, or be empty.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8" or "int4".
         target: "cpu".
         config: what tensors cannot tell.
         vision_files: vision towers kept in files of their own.
         overwrite: replace a bundle that is already in `out`.
+        system_prompt: text that every session of the bundle begins after, baked into it as a state.
         progress: called as the work goes on.
 
     Raises:
@@ -108,7 +107,10 @@ def export_bundle(
             manifest = writer.write(name=out.name, target=target)
             bundle = Bundle(folder, manifest)
             parity = verify(checkpoint, spec, bundle, progress=progress)
-    return Report(Bundle(out, manifest), spec, parity)
+            if system_prompt:
+                progress("bake the system prompt", 0, 0)
+                bundle = bake(bundle, system_prompt)
+    return Report(Bundle(out, bundle.manifest), spec, parity)
 
 
 class _Writer:
@@ -128,16 +130,12 @@ class _Writer:
         self.rules: list[PrecisionRule] = []
 
     def write(self, name: str, target: str) -> Manifest:
-        graphs = [self._step()]
-        vision = None
-        if self.spec.has_vision:
-            graph, vision = self._vision()
-            graphs.append(graph)
+        described = {graph.name: self._graph(graph) for graph in graphs(self.spec)}
         embedding = self._embedding()
         vocabulary = vocabulary_file(self.config)
         shutil.copyfile(vocabulary, self.folder / VOCABULARY_FILE)
         files = {path.name: FileSpec(path.stat().st_size, sha256_file(path)) for path in sorted(self.folder.iterdir())}
-        slots = slot_specs(self.spec)
+        slots = language_model(self.spec).slots
         manifest = Manifest(
             schema=SCHEMA_VERSION,
             name=name,
@@ -148,10 +146,10 @@ class _Writer:
             vocab_size=self.spec.vocab_size,
             width=self.spec.n_embd,
             slots=slots,
-            graphs=tuple(graphs),
+            graphs=tuple(described.values()),
             embedding=embedding,
-            vision=vision,
-            prompt=PromptSpec("User: ", "Assistant:", "\n\n", "first", "\n"),
+            vision=vision_spec(self.spec),
+            prompt=prompt_spec(self.spec),
             tokenizer=TokenizerSpec(
                 VOCABULARY_FILE,
                 stop_ids(self.spec, vocabulary),
@@ -162,7 +160,7 @@ class _Writer:
             precision_map=tuple(self.rules),
             budget=Budget(
                 weights=_size(files, "step"),
-                vision=_size(files, "vision"),
+                vision=sum(_size(files, name) for name in ("vision", "context", "compressor")),
                 embedding_table=files[EMBEDDING_FILE].bytes,
                 state_per_session=2 * sum(4 * int(np.prod(slot.resolve(1))) for slot in slots),
             ),
@@ -176,54 +174,11 @@ class _Writer:
         (self.folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 
-    def _step(self) -> GraphSpec:
-        self.progress("trace language model", 0, 0)
-        with torch.device("meta"):
-            module = RWKV7(self.spec)
-            inputs = {"embeddings": torch.empty(2, 17, self.spec.n_embd)}
-            inputs.update({slot.name: torch.empty(slot.resolve(2)) for slot in slot_specs(self.spec)})
-        batch, length = torch.export.Dim("B", min=1, max=64), torch.export.Dim("T", min=1, max=1 << 16)
-        dynamic = {
-            "embeddings": {0: batch, 1: length},
-            **{slot.name: {1: batch} for slot in slot_specs(self.spec)},
-        }
-        outputs = ("logits", *(f"{slot.name}_out" for slot in slot_specs(self.spec)))
-        model = trace(module, inputs, outputs, dynamic)
-        self._save("step", model, module.sources())
-        slots = slot_specs(self.spec)
-        return GraphSpec(
-            "step",
-            "step.onnx",
-            (
-                TensorSpec("embeddings", "float32", ("B", "T", self.spec.n_embd)),
-                *(TensorSpec(slot.name, slot.dtype, slot.shape) for slot in slots),
-            ),
-            (
-                TensorSpec("logits", "float32", ("B", self.spec.vocab_size)),
-                *(TensorSpec(f"{slot.name}_out", slot.dtype, slot.shape) for slot in slots),
-            ),
-            custom_ops(model),
-        )
-
-    def _vision(self) -> tuple[GraphSpec, VisionSpec]:
-        self.progress("trace vision encoder", 0, 0)
-        with torch.device("meta"):
-            module = VisionModel(self.spec)
-        views = module.view_specs()
-        shapes = {v.name: (3, v.height, v.width) if v.kind == "pixels" else (v.height, v.width) for v in views}
-        inputs = {name: torch.empty(2, *shape, device="meta") for name, shape in shapes.items()}
-        images = torch.export.Dim("I", min=1, max=64)
-        model = trace(module, inputs, ("embeddings",), {name: {0: images} for name in inputs})
-        self._save("vision", model, module.sources())
-        graph = GraphSpec(
-            "vision",
-            "vision.onnx",
-            tuple(TensorSpec(name, "float32", ("I", *shape)) for name, shape in shapes.items()),
-            (TensorSpec("embeddings", "float32", ("I", self.spec.num_token_per_image, self.spec.n_embd)),),
-            custom_ops(model),
-        )
-        regions = RegionSpec(256, "lanczos") if self.spec.version == "7.02" else None
-        return graph, VisionSpec(views, self.spec.num_token_per_image, regions)
+    def _graph(self, graph: Graph) -> GraphSpec:
+        self.progress(f"trace {graph.name}", 0, 0)
+        model = graph.trace()
+        self._save(graph.name, model, graph.module.sources())
+        return GraphSpec(graph.name, f"{graph.name}.onnx", graph.inputs, graph.outputs, custom_ops(model))
 
     def _save(self, name: str, model: ir.Model, sources: dict[str, WeightSource]) -> None:
         fill(model, lambda parameter: load_weight(self.checkpoint, sources[parameter]).numpy())
@@ -252,18 +207,12 @@ class _Writer:
                 file.write(chunk.numpy().astype(dtype).tobytes())
                 rows += len(chunk)
                 self.progress("write embedding table", rows, self.spec.vocab_size)
-        return EmbeddingSpec(EMBEDDING_FILE, dtype, rows, self.spec.n_embd)
-
-
-def slot_specs(spec: ArchSpec) -> tuple[SlotSpec, ...]:
-    """Return the state of an RWKV-7 model (models of the family differ here only)."""
-    shift = (spec.n_layer, "B", spec.n_embd)
-    wkv = (spec.n_layer, "B", spec.n_head, spec.head_size, spec.head_size)
-    return (
-        SlotSpec("att_shift", "float32", shift, ("layer", "batch", "channel"), "carried"),
-        SlotSpec("ffn_shift", "float32", shift, ("layer", "batch", "channel"), "carried"),
-        SlotSpec("wkv", "float32", wkv, ("layer", "batch", "head", "key", "value"), "carried"),
-    )
+            zero_row = rows if prompt_spec(self.spec).text_only == "zero_block" else None
+            if zero_row is not None:  # the norm of a zero vector is its bias
+                bias = load_weight(self.checkpoint, embedding_sources(self.spec)["ln0_bias"])
+                file.write(bias.numpy().astype(dtype).tobytes())
+                rows += 1
+        return EmbeddingSpec(EMBEDDING_FILE, dtype, rows, self.spec.n_embd, zero_row)
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

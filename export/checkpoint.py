@@ -112,7 +112,7 @@ class Checkpoint:
 
 def _current(key: str) -> str:
     """Give a model saved under transformers 5, which dropped `vision_model.`, its official names."""
-    return re.sub(r"^vit\.(embeddings|encoder|post_layernorm|head)\.", r"vit.vision_model.\1.", key)
+    return re.sub(r"^vit\.(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.", r"vit.vision_model.\1.", key)
 
 
 def _same_tower(added: dict[str, tuple[TensorFile, str]], have: dict[str, tuple[TensorFile, str]]) -> set[str]:

@@ -10,16 +10,23 @@ objects by checkpoint file name.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from export.variants import SCANS, VARIANTS, version_of
 from runtime.errors import ConfigError
-from runtime.spec import Padding
+from runtime.spec import ImagePosition, Padding
 
-VERSIONS = ("7.00", "7.01", "7.02", "text")
-_PADDINGS = ("none", "left16")
+VERSIONS = (*VARIANTS, "text")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "version": VERSIONS,
+    "padding": ("none", "left16"),
+    "image_position": ("first", "last", "middle"),
+    "scan": tuple(SCANS),
+    "state_encoder_strategy": ("single", "fold"),
+}
+_POSITIVE = ("num_token_per_image", "state_encoder_max_feature_len", "state_encoder_num_token_per_image")
 
 _VIT = {"image_size": int, "patch_size": int}
 _TIMM = {**_VIT, "embed_dim": int, "depth": int, "num_heads": int, "mlp_hidden": int}
@@ -35,6 +42,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
             **_TIMM, "window_size": int, "global_attn_indexes": list, "out_chans": int,
         },
     },
+    "dino+siglip": {"dino": {**_TIMM, "reg_tokens": int}, "siglip": _TIMM},
     "siglip": _SIGLIP,
     "clip": _SIGLIP,
     "features": {"width": int, "cells": int},
@@ -46,7 +54,8 @@ _LM = {
 _TOP: dict[str, Any] = {
     "version": str, "image_token_id": int, "stop_token_id": int, "num_token_per_image": int, "padding": str,
     "vocabulary": str, "lm": _LM, "family": str, "stored_dtype": str, "n_keys": int, "proj": str,
-    "n_state_encoder_layer": int,
+    "n_state_encoder_layer": int, "image_position": str, "scan": str, "grid_size": int, "state_encoder_strategy": str,
+    "state_encoder_max_feature_len": int, "state_encoder_num_token_per_image": int,
 }  # fmt: skip
 
 
@@ -57,7 +66,7 @@ class VisionConfig:
     `sizes` holds its numbers by dotted path, e.g. {"dino.num_heads": 16} or {"num_attention_heads": 12}.
     """
 
-    type: Literal["sam+dino+siglip", "siglip", "clip", "features"]
+    type: Literal["sam+dino+siglip", "dino+siglip", "siglip", "clip", "features"]
     sizes: dict[str, Any] = field(default_factory=dict)
 
     def number(self, path: str) -> int | None:
@@ -74,6 +83,12 @@ class ExportConfig:
     stop_token_id: int | None = None
     num_token_per_image: int | None = None
     padding: Padding | None = None
+    image_position: ImagePosition | None = None
+    scan: str | None = None  # "unidirectional", "bidirectional" or "multidirectional"
+    grid_size: int | None = None  # CLIP's pooling: -1, 0, 1 or more
+    state_encoder_strategy: Literal["single", "fold"] | None = None
+    state_encoder_max_feature_len: int | None = None
+    state_encoder_num_token_per_image: int | None = None
     vocabulary: Path | None = None
     vision: VisionConfig | None = None
     towerless: bool = False  # "vision": null
@@ -112,14 +127,15 @@ class ExportConfig:
         """Check decoded JSON and return the configuration; raises `ConfigError` naming the wrong key."""
         _check(data, {**_TOP, "vision": None}, "")
         values = {key: value for key, value in data.items() if key != "vision"}
-        version = values.get("version") or _version_of_family(values.get("family"))
-        if values.get("version", "text") not in VERSIONS:
-            raise _wrong("version", values["version"], " or ".join(VERSIONS))
-        if values.get("padding", "none") not in _PADDINGS:
-            raise _wrong("padding", values["padding"], " or ".join(_PADDINGS))
-        for key in ("stop_token_id", "num_token_per_image"):
-            if key in values and values[key] < (1 if key == "num_token_per_image" else 0):
-                raise _wrong(key, values[key], "a positive whole number")
+        version = values.get("version") or version_of(values.get("family") or "")
+        for key, choices in _CHOICES.items():
+            if key in values and values[key] not in choices:
+                raise _wrong(key, values[key], " or ".join(choices))
+        for key, least in (*((key, 1) for key in _POSITIVE), ("stop_token_id", 0), ("grid_size", -1)):
+            if key in values and values[key] < least:
+                raise _wrong(key, values[key], "a positive whole number" if least >= 0 else "-1, 0 or more")
+        if values.get("image_token_id", 0) < 0:
+            del values["image_token_id"]  # v6.0's placeholder is no token
         if "vocabulary" in values:
             values["vocabulary"] = folder / values["vocabulary"]
         return cls(
@@ -127,13 +143,6 @@ class ExportConfig:
             vision=_vision(data.get("vision")),
             towerless="vision" in data and data["vision"] is None,
         )
-
-
-def _version_of_family(family: str | None) -> str | None:
-    """Return the version a family name such as "v7.00" stands for, or None."""
-    match = re.match(r"v?(\d\.\d\d)\b", family or "")
-    name = match.group(1) if match else family
-    return name if name in VERSIONS else None
 
 
 def _vision(data: Any) -> VisionConfig | None:

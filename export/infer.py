@@ -5,25 +5,25 @@ The modules themselves say which tensors they want, so the check cannot drift fr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from export.arch.rwkv7 import RWKV7, embedding_sources
+from export.arch.state_encoder import unused_keys
 from export.archspec import ArchSpec as ArchSpec
-from export.archspec import TowerSpec
+from export.archspec import StateEncoderSpec, TowerSpec
 from export.checkpoint import Checkpoint
 from export.config import ExportConfig
-from export.infer_towers import count_blocks, find_tower
-from export.towers.vision import VisionModel
-from export.weights import WeightSource
+from export.infer_language import language_sizes
+from export.infer_towers import count_blocks, find_projector, find_tower
+from export.models import model_sources
+from export.towers.pooling import clip_tokens
+from export.variants import SCANS, VARIANTS, Variant, version_of
 from runtime.errors import CheckpointError, ConfigError
 
 _SHOWN = 5
-_RELEASED = "a released VisualRWKV-7 model (v7.00, v7.01, v7.02) or an RWKV-7 text model"
-_OLD = re.compile(r"(rwkv\.)?blocks\.\d+\.att\.(time_mix_k|time_first)$")
+_STATE_FEATURES = 1024  # image tokens packed for HM's state encoder unless told otherwise: one picture, unpooled
 # Tensors that official files hold and no computation uses.
 _DEAD_LM = r"blocks\.0\.att\.v[012]$"
 _DEAD_TOWER = (
@@ -42,42 +42,28 @@ def infer(checkpoint: Checkpoint, config: ExportConfig) -> ArchSpec:
             tell.
     """
     shapes = checkpoint.shapes
-    prefix = _language_prefix(checkpoint)
-    vocab, width = _matrix(checkpoint, f"{prefix}emb.weight")
-    heads, head_size = _matrix(checkpoint, f"{prefix}blocks.0.att.r_k")
-    layers = count_blocks(checkpoint, f"{prefix}blocks.")
-    ranks = {name: _rank(checkpoint, prefix, name, layers) for name in ("w", "a", "v", "g")}
+    sizes = language_sizes(checkpoint)
     has_vision = any(key.startswith("proj.") for key in shapes)
-    if config.vision and config.vision.type == "clip":
-        raise ConfigError("vision.type is 'clip'", wanted="a tower of an RWKV-7 model", hint="CLIP belongs to RWKV-6")
-    if (config.vision or config.version in ("7.00", "7.01", "7.02")) and not has_vision:
+    if (config.vision or (config.version or "text") != "text") and not has_vision:
         raise ConfigError(
             f"the configuration describes a visual model, but {checkpoint.name} has no projector (proj.*)",
             hint="pass the whole checkpoint, or the file with its vit.* and proj.* keys as --vision",
         )
-    tower: TowerSpec | None = find_tower(checkpoint, config) if has_vision else None
-    version = _version(config, tower)
-    tokens = (config.num_token_per_image or tower.cells) if tower else 0
+    options: dict[str, Any] = {"version": "text", "tower": None, "projector": None, "num_token_per_image": 0}
+    variant: Variant | None = None
+    if has_vision:
+        tower = find_tower(checkpoint, config)
+        version = config.version or _version(sizes["family"], sizes["prefix"], shapes, tower)
+        variant = VARIANTS.get(version)
+        _check_variant(version, variant, sizes["family"], tower)
+        assert variant is not None
+        options = _vision_options(checkpoint, config, variant, tower, sizes["prefix"])
     spec = ArchSpec(
-        family="rwkv7",
-        version=version,
-        prefix=prefix,
-        n_layer=layers,
-        n_embd=width,
-        n_head=heads,
-        head_size=head_size,
-        dim_ffn=_matrix(checkpoint, f"{prefix}blocks.0.ffn.key.weight")[0],
-        vocab_size=vocab,
-        rank_w=ranks["w"],
-        rank_a=ranks["a"],
-        rank_v=ranks["v"],
-        rank_g=ranks["g"],
-        tower=tower,
-        projector=_projector(shapes) if tower else None,
-        num_token_per_image=tokens,
-        image_token_id=_or(config.image_token_id, vocab - 1) if tower else None,
-        stop_token_id=_or(config.stop_token_id, 261),
-        padding=config.padding or ("left16" if tower else "none"),
+        **sizes,
+        **options,
+        image_token_id=_image_token(config, variant, sizes["vocab_size"]),
+        stop_token_id=261 if config.stop_token_id is None else config.stop_token_id,
+        padding=config.padding or (variant.padding if variant else "none"),
     )
     _check_options(spec, config)
     _check_config(spec, config, checkpoint)
@@ -85,117 +71,118 @@ def infer(checkpoint: Checkpoint, config: ExportConfig) -> ArchSpec:
     return spec
 
 
-def _language_prefix(checkpoint: Checkpoint) -> Literal["", "rwkv."]:
-    """Return the prefix of an RWKV-7 model's keys; a `CheckpointError` names what the file is otherwise."""
-    keys = set(checkpoint.shapes)
-    prefix: Literal["", "rwkv."] = "rwkv." if any(key.startswith("rwkv.") for key in keys) else ""
-    other = ""
-    if any(key.startswith("vrwkv.") for key in keys):
-        other = "VisualRWKV v7.10 (a research design with an RWKV vision stem)"
-    elif any(key.startswith("vtc.") for key in keys):
-        other = "VisualRWKV v7.03 or v7.04 (with a visual token compressor)"
-    elif f"{prefix}blocks.0.att.time_maa_w1" in keys:
-        other = f"RWKV-6: {_rwkv6_family(checkpoint, prefix)}"
-    elif any(_OLD.match(key) for key in keys):
-        other = "RWKV-5 or older"
-    if other:
-        what = "RWKV-6 is not supported" if other.startswith("RWKV-6") else "this family is not supported"
-        raise CheckpointError(
-            f"{checkpoint.name} is {other}; {what} by this version",
-            wanted=_RELEASED,
-            hint="use a v7 checkpoint",
+def _version(family: str, prefix: str, shapes: Mapping[str, tuple[int, ...]], tower: TowerSpec) -> str:
+    """Return the version; of designs that look the same, the released one."""
+    if family == "rwkv7":
+        if any(key.startswith("vtc.") for key in shapes):
+            return "7.03"
+        return "7.01" if tower.kind == "siglip" or (tower.kind == "features" and tower.width == 768) else "7.00"
+    if f"{prefix}blocks.0.att.mem_read.weight" in shapes:
+        return "6.21"
+    if f"{prefix}blocks.0.cross.receptance.weight" in shapes:
+        return "6.22"
+    if tower.tiles > 1 or (tower.kind == "features" and tower.width == 6400):
+        return "6.13"
+    by_tower = {"siglip": "6.10", "pair": "6.11", "fused": "6.12"}
+    by_width = {2048: "6.01", 1152: "6.10", 2176: "6.11", 3200: "6.12"}
+    if tower.kind == "clip":
+        assert tower.clip is not None
+        return "6.00" if shapes.get("proj.weight", (0, 0))[-1] == tower.clip.width else "6.01"
+    return by_tower.get(tower.kind) or by_width.get(tower.width, "6.00")
+
+
+def _vision_options(
+    checkpoint: Checkpoint, config: ExportConfig, variant: Variant, tower: TowerSpec, prefix: str
+) -> dict[str, Any]:
+    """Return the fields of `ArchSpec` that concern pictures."""
+    scan = config.scan or variant.scan
+    if config.scan and not variant.scan:
+        raise ConfigError(
+            f"scan is {config.scan!r}, but v{variant.version} reads images as it reads text", hint="remove scan"
         )
-    if f"{prefix}blocks.0.att.r_k" not in keys:
-        shown = ", ".join(sorted(keys)[:_SHOWN])
-        raise CheckpointError(
-            f"{checkpoint.name} is no RWKV model known here; its {len(keys)} tensors begin {shown}",
-            wanted=_RELEASED,
-            hint="a vision tower goes to --vision, beside the language model",
+    grid = -1 if config.grid_size is None else config.grid_size
+    return {
+        "version": variant.version,
+        "tower": tower,
+        "projector": find_projector(checkpoint.shapes),
+        "num_token_per_image": _tokens(config, variant, tower, grid),
+        "image_position": config.image_position or variant.image_position,
+        "grid_size": grid if tower.kind == "clip" else None,
+        "scan": SCANS[scan] if scan else None,
+        "state_encoder": _state_encoder(checkpoint, config) if variant.state_encoder else None,
+        "compressor_layers": count_blocks(checkpoint, "vtc.blocks.") if variant.compressed_per else 0,
+        "sigmoid_gate": f"{prefix}blocks.0.att.mem_gate.bias" in checkpoint.shapes,
+    }
+
+
+def _tokens(config: ExportConfig, variant: Variant, tower: TowerSpec, grid: int) -> int:
+    """Return how many embeddings the vision graph makes of one image."""
+    if tower.kind == "clip":
+        assert tower.clip is not None
+        return clip_tokens(tower.clip.side, grid)
+    if variant.version == "6.10" and tower.kind == "siglip":
+        return tower.cells + 1
+    if variant.scan or variant.compressed_per:
+        return tower.cells
+    return config.num_token_per_image or min(variant.tokens or tower.cells, tower.cells)
+
+
+def _state_encoder(checkpoint: Checkpoint, config: ExportConfig) -> StateEncoderSpec:
+    longest, each = config.state_encoder_max_feature_len, config.state_encoder_num_token_per_image
+    if longest and each:
+        raise ConfigError(
+            "state_encoder_max_feature_len and state_encoder_num_token_per_image are both set", wanted="one of them"
         )
-    return prefix
+    if each and math.isqrt(each) ** 2 != each:
+        raise ConfigError(f"state_encoder_num_token_per_image is {each}", wanted="a square number")
+    return StateEncoderSpec(
+        count_blocks(checkpoint, "state_encoder.blocks."),
+        config.state_encoder_strategy or "single",
+        None if each else longest or _STATE_FEATURES,
+        each,
+    )
 
 
-def _rwkv6_family(checkpoint: Checkpoint, prefix: str) -> str:
-    """Name an RWKV-6 model."""
-    keys, shapes = set(checkpoint.shapes), checkpoint.shapes
-    for key, name in (
-        ("blocks.0.att.mem_read.weight", "VisualRWKV-HM v6.21"),
-        ("blocks.0.cross.receptance.weight", "VisualRWKV v6.22"),
-        ("cross_blocks.0.att.query.weight", "VisualRWKV v6.23"),
-    ):
-        if prefix + key in keys:
-            return name
-    if "vit.vision_model.embeddings.class_embedding" in keys:
-        hidden = shapes["vit.vision_model.embeddings.class_embedding"][-1]
-        return "VisualRWKV v6.0" if shapes.get("proj.weight", (0, 0))[-1] == hidden else "VisualRWKV v6.01"
-    if any(key.startswith("vit.vision_model.") for key in keys):
-        return "VisualRWKV v6.10"
-    if any(key.startswith("vit.") for key in keys):
-        sam = any(key.startswith("vit.sam_featurizer.") for key in keys)
-        return "VisualRWKV HD, UHD or v6.20" if sam else "VisualRWKV v6.11"
-    return "a VisualRWKV-6 model without its tower" if prefix else "a text model"
+def _image_token(config: ExportConfig, variant: Variant | None, vocab: int) -> int | None:
+    if variant is None or (not variant.image_token and config.image_token_id is None):
+        return None
+    return vocab - 1 if config.image_token_id is None else config.image_token_id
 
 
-def _version(config: ExportConfig, tower: TowerSpec | None) -> str:
-    if tower is None:
-        return config.version or "text"
-    if config.version:
-        return config.version
-    # A tower-less checkpoint is told by its projector's input: 768 is SigLIP2-base (7.01), 3200 the fused
-    # tower.
-    return "7.01" if tower.kind == "siglip" or (tower.kind == "features" and tower.width == 768) else "7.00"
-
-
-def _projector(shapes: Mapping[str, tuple[int, ...]]) -> Literal["mlp", "linear"]:
-    return "linear" if "proj.weight" in shapes else "mlp"
-
-
-def _matrix(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
-    shape = checkpoint.shapes.get(key)
-    if shape is None or len(shape) != 2 or 0 in shape:
-        found = f"{key} has shape {list(shape)}" if shape else f"{key} is missing"
-        raise CheckpointError(f"{checkpoint.name}: {found}", wanted="a matrix")
-    return shape[0], shape[1]
-
-
-def _rank(checkpoint: Checkpoint, prefix: str, name: str, layers: int) -> int:
-    if name == "v" and layers == 1:
-        return 0
-    return _matrix(checkpoint, f"{prefix}blocks.{1 if name == 'v' else 0}.att.{name}1")[1]
-
-
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value
+def _check_variant(version: str, variant: Variant | None, family: str, tower: TowerSpec) -> None:
+    if variant is None or variant.family != family:
+        known = " or ".join(v.version for v in VARIANTS.values() if v.family == family)
+        raise ConfigError(f"version is {version!r}, but the language model is {family}", wanted=known)
+    if tower.kind not in (variant.tower, "features"):
+        fitting = [v.version for v in VARIANTS.values() if v.family == family and v.tower == tower.kind]
+        raise ConfigError(f"version is {version!r}, but the tower is {tower.kind!r}", wanted=" or ".join(fitting))
+    if tower.kind == "fused" and (tower.tiles > 1) != (version == "6.13"):
+        raise ConfigError(
+            f"version is {version!r}, but the projector takes {tower.width} features",
+            wanted="6.13 (UHD), whose projector takes twice what the towers make, or a version without tiles",
+        )
 
 
 def _check_options(spec: ArchSpec, config: ExportConfig) -> None:
-    if spec.n_head * spec.head_size != spec.n_embd:
-        raise CheckpointError(
-            f"{spec.n_head} heads of {spec.head_size} channels in a width of {spec.n_embd}",
-            wanted="att.r_k of shape [heads, width / heads]",
-        )
     for name, token in (("stop_token_id", spec.stop_token_id), ("image_token_id", spec.image_token_id)):
         if token is not None and not 0 <= token < spec.vocab_size:
             raise ConfigError(
                 f"{name} is {token}", wanted=f"0 to {spec.vocab_size - 1}", hint=f"set {name} in --config"
             )
     if spec.tower is None:
-        for name in ("num_token_per_image", "image_token_id"):
+        for name in ("num_token_per_image", "image_token_id", "image_position", "scan", "grid_size"):
             if getattr(config, name) is not None:
                 raise ConfigError(f"{name} is set, but the checkpoint is a text model", hint=f"remove {name}")
         return
-    for name, number in (
-        ("tower cells", spec.tower.cells),
-        ("num_token_per_image", spec.num_token_per_image),
-    ):
-        if round(number**0.5) ** 2 != number or number > spec.tower.cells:
+    if config.grid_size is not None and spec.grid_size is None:
+        raise ConfigError("grid_size is set, but the tower is not CLIP", hint="use num_token_per_image")
+    if config.num_token_per_image is not None and (spec.scan or spec.compressor_layers):
+        raise ConfigError(f"num_token_per_image is set, but v{spec.version} does not pool", hint="remove it")
+    if spec.scan or spec.compressor_layers:
+        return
+    for name, number in (("tower cells", spec.tower.cells), ("num_token_per_image", spec.num_token_per_image)):
+        if math.isqrt(number) ** 2 != number or number > spec.tower.cells:
             raise ConfigError(f"{name} is {number}", wanted=f"a square number of at most {spec.tower.cells}")
-    fitting = {"fused": ("7.00",), "siglip": ("7.01", "7.02"), "features": ("7.00", "7.01", "7.02")}
-    if spec.version not in fitting[spec.tower.kind]:
-        raise ConfigError(
-            f"version is {spec.version!r}, but the tower is {spec.tower.kind!r}",
-            wanted=" or ".join(fitting[spec.tower.kind]),
-        )
 
 
 def _check_config(spec: ArchSpec, config: ExportConfig, checkpoint: Checkpoint) -> None:
@@ -205,9 +192,9 @@ def _check_config(spec: ArchSpec, config: ExportConfig, checkpoint: Checkpoint) 
         "n_keys": len(checkpoint.main_keys),
         "stored_dtype": dtypes[0] if len(dtypes) == 1 else ", ".join(dtypes),
         "proj": spec.projector,
-        "family": spec.version if spec.version == "text" else f"v{spec.version}",
-        "n_state_encoder_layer": None,
-        "lm.arch": "x070",
+        "family": spec.version,
+        "n_state_encoder_layer": spec.state_encoder.n_layer if spec.state_encoder else None,
+        "lm.arch": "x060" if spec.family == "rwkv6" else "x070",
         "lm.n_layer": spec.n_layer,
         "lm.n_embd": spec.n_embd,
         "lm.vocab_size": spec.vocab_size,
@@ -215,11 +202,12 @@ def _check_config(spec: ArchSpec, config: ExportConfig, checkpoint: Checkpoint) 
         "lm.head_size": spec.head_size,
         "lm.dim_att": spec.n_embd,
         "lm.dim_ffn": spec.dim_ffn,
-        **{f"lm.lora.{name}": getattr(spec, f"rank_{name}") for name in ("w", "a", "v", "g")},
+        **{f"lm.lora.{name}": rank for name, rank in spec.ranks.items()},
     }
-    said: dict[str, Any] = {
-        key: getattr(config, key) for key in ("n_keys", "stored_dtype", "proj", "family", "n_state_encoder_layer")
-    }
+    said: dict[str, Any] = {key: getattr(config, key) for key in ("n_keys", "stored_dtype", "proj")}
+    said["n_state_encoder_layer"] = config.n_state_encoder_layer
+    if config.family is not None:
+        said["family"] = version_of(config.family) or config.family
     for key, value in config.lm.items():
         said.update({f"lm.lora.{k}": v for k, v in value.items()} if key == "lora" else {f"lm.{key}": value})
     for key, value in said.items():
@@ -228,16 +216,6 @@ def _check_config(spec: ArchSpec, config: ExportConfig, checkpoint: Checkpoint) 
                 f"{key} is {value!r} in the configuration and {found.get(key)!r} in {checkpoint.name}",
                 hint="pass the configuration of this checkpoint, or leave the key out",
             )
-
-
-def model_sources(spec: ArchSpec) -> dict[str, WeightSource]:
-    """Return every weight the model needs: "lm.*", "vision.*" and "embedding.*"."""
-    with torch.device("meta"):
-        sources = {f"lm.{name}": source for name, source in RWKV7(spec).sources().items()}
-        if spec.has_vision:
-            sources.update({f"vision.{name}": source for name, source in VisionModel(spec).sources().items()})
-    sources.update({f"embedding.{name}": source for name, source in embedding_sources(spec).items()})
-    return sources
 
 
 def _check_tensors(spec: ArchSpec, checkpoint: Checkpoint) -> None:
@@ -254,7 +232,7 @@ def _check_tensors(spec: ArchSpec, checkpoint: Checkpoint) -> None:
     problems.append(_listed(f"{len(shapes)} have a wrong shape", wrong))
     if missing or extra or shapes:
         raise CheckpointError(
-            f"{checkpoint.name} is not a complete {_title(spec)}: " + "; ".join(filter(None, problems)),
+            f"{checkpoint.name} is not a complete {title(spec)}: " + "; ".join(filter(None, problems)),
             wanted=f"exactly the {len(wanted)} tensors of this model",
             hint="check that the file is the whole, unmodified state dict",
         )
@@ -262,6 +240,10 @@ def _check_tensors(spec: ArchSpec, checkpoint: Checkpoint) -> None:
 
 def _is_dead(key: str, spec: ArchSpec) -> bool:
     if re.match(re.escape(spec.prefix) + _DEAD_LM, key):
+        return True
+    if spec.projector == "mlp-uhd" and key == "proj.gate.weight":
+        return True
+    if spec.state_encoder and key in unused_keys(spec):
         return True
     if spec.tower is None or not key.startswith("vit."):
         return False
@@ -277,8 +259,13 @@ def _is_dead(key: str, spec: ArchSpec) -> bool:
     return re.match(_DEAD_TOWER, key) is not None
 
 
-def _title(spec: ArchSpec) -> str:
-    return "RWKV-7 text model" if spec.tower is None else f"VisualRWKV v{spec.version} model"
+def title(spec: ArchSpec) -> str:
+    """Return what a model is called, e.g. "VisualRWKV-7 v7.00 model"."""
+    return (
+        f"{'RWKV-6' if spec.family == 'rwkv6' else 'RWKV-7'} text model"
+        if spec.tower is None
+        else (f"{VARIANTS[spec.version].title} model")
+    )
 
 
 def _listed(title: str, items: list[str]) -> str:

@@ -10,15 +10,16 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxscript
 import torch
-from onnxscript import values as onnxscript_values
 
-from export.ops import DOMAIN, PLUGIN_ATTRIBUTES, WKV7, schema
+from export.ops import OPERATORS
+from export.ops.common import DOMAIN, VERSION
 from runtime.errors import ExportError
 
 OPSET = 18
@@ -26,19 +27,13 @@ IR_VERSION = 10  # onnxruntime 1.23 (Python 3.10, JetPack 6) reads up to 11
 
 WeightLoader = Callable[[str], np.ndarray]
 
-_node = onnxscript_values.Op(onnxscript_values.Opset(DOMAIN, 1), "WKV7", schema())
-
-
-def _emit_wkv7(r: Any, w: Any, k: Any, v: Any, a: Any, b: Any, state: Any, head_size: int) -> Any:
-    """Translate the torch operator to one bare node; the body is attached after optimisation, or it is inlined away."""
-    return _node(r, w, k, v, a, b, state, head_size=head_size, **PLUGIN_ATTRIBUTES)
-
 
 def trace(
     module: torch.nn.Module,
     inputs: Mapping[str, torch.Tensor],
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, torch.export.Dim]],
+    translations: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
 ) -> ir.Model:
     """Trace `module` into an ONNX model whose initializers have no data yet.
 
@@ -47,6 +42,7 @@ def trace(
         inputs: example tensors by graph input name, in the order of `forward`, on the meta device.
         outputs: graph output names.
         dynamic: by input name, axis -> `torch.export.Dim`; axes not named are fixed.
+        translations: torch operators besides ours, and what emits their nodes.
 
     Raises:
         ExportError: torch could not trace the module.
@@ -65,10 +61,14 @@ def trace(
                 dynamo=True,
                 optimize=False,
                 verbose=False,
-                custom_translation_table={torch.ops.vrwkv.wkv7.default: _emit_wkv7},
+                custom_translation_table={
+                    **{one.torch_op: one.translator() for one in OPERATORS.values()},
+                    **translations,
+                },
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"torch could not trace {type(module).__name__}: {str(error).splitlines()[0]}") from error
+            cause = error.__cause__ or error  # the exporter's own text is advice, and the same for every failure
+            raise ExportError(f"torch could not trace {type(module).__name__}: {str(cause).splitlines()[0]}") from error
     assert program is not None
     return program.model
 
@@ -97,7 +97,7 @@ def _has_data(tensor: ir.TensorProtocol) -> bool:
 
 
 def finish(model: ir.Model) -> None:
-    """Optimise a filled model in place, strip tracing notes, and attach the bodies of our operators."""
+    """Optimise a filled model in place, strip tracing notes, and attach the bodies of the operators it uses."""
     onnxscript.optimizer.optimize(model, input_size_limit=4096, output_size_limit=65536)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         node.metadata_props.clear()
@@ -107,13 +107,18 @@ def finish(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "visualrwkv-edge", None
-    if any(node.domain == DOMAIN for node in model.graph):
-        body = ir.serde.deserialize_function(WKV7.to_function_proto())
-        body.opset_imports[""] = model.opset_imports[""]
+    for name in _used(model):
+        body = OPERATORS[name].function(model.opset_imports[""])
         model.functions[body.identifier()] = body
-        model.opset_imports[DOMAIN] = 1
+        model.opset_imports[DOMAIN] = VERSION
 
 
 def custom_ops(model: ir.Model) -> tuple[str, ...]:
     """Return the names of our operators used in a model, e.g. ("vrwkv::WKV7",)."""
-    return tuple(sorted({f"{node.domain}::{node.op_type}" for node in model.graph if node.domain == DOMAIN}))
+    return tuple(f"{DOMAIN}::{name}" for name in _used(model))
+
+
+def _used(model: ir.Model) -> list[str]:
+    """Return the types of our nodes in a model's graph and subgraphs, e.g. ["WKV7"]."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return sorted({node.op_type for node in nodes if node.domain == DOMAIN})

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from export.arch.rwkv7 import LN_EPS, RWKV7, embedding_sources
+from export.arch.language import LN_EPS, LanguageModel, embedding_sources
 from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint
+from export.models import graph_modules
 from export.stream import streamed
-from export.towers.vision import VisionModel
 from export.weights import load_weight
 from runtime.backends.ort import OrtBackend
 from runtime.bundle import Bundle
-from runtime.engine import Engine
+from runtime.context import pack
+from runtime.engine import Engine, compressor_pooling
 from runtime.errors import ParityError
+from runtime.scan import scan_positions
+from runtime.spec import VisionSpec
 
 PROMPT_TOKENS = 33  # two chunks of the WKV body and one token more
 GREEDY_TOKENS = 16
@@ -73,13 +78,17 @@ def verify(
     image_limit = TOLERANCE["fp16" if bundle.manifest.precision == "fp16" else "fp32"]  # int8 leaves towers in float32
     tokens = np.random.default_rng(7).integers(1, min(spec.vocab_size - 1, 60_000), PROMPT_TOKENS)
     pixels = _pixels(bundle)
+    context = {slot.name for slot in bundle.manifest.slots if slot.role == "context"}
     progress("verify: run the bundle", 0, 0)
     ours = _run_bundle(bundle, tokens, pixels, threads)
     progress("verify: run torch", 0, 0)
-    theirs = _run_torch(checkpoint, spec, tokens, ours.greedy, pixels)
+    theirs = _run_torch(checkpoint, spec, bundle.manifest.vision, tokens, ours.greedy, pixels)
     rows = [_compare("image embeddings", ours.image, theirs.image, image_limit)] if pixels else []
     rows.append(_compare("logits", ours.logits, theirs.logits, limit))
-    rows += [_compare(f"state {name}", ours.state[name], theirs.state[name], limit) for name in ours.state]
+    rows += [
+        _compare(f"state {name}", ours.state[name], theirs.state[name], image_limit if name in context else limit)
+        for name in ours.state
+    ]
     rows.append(_compare_greedy(ours.logits, theirs.logits, limit))
     parity = Parity(tuple(rows))
     if not all(row.ok for row in rows):
@@ -111,15 +120,25 @@ def _pixels(bundle: Bundle) -> dict[str, np.ndarray]:
 
 def _run_bundle(bundle: Bundle, tokens: np.ndarray, pixels: dict[str, np.ndarray], threads: int | None) -> _Run:
     # A float graph is not packed, so that a big model's weights are not copied; 8-bit products need their packed form.
-    mapped = ("vision",) if bundle.manifest.precision == "int8" else ("vision", "step")
-    backend = OrtBackend(threads, keep_mapped=mapped)
-    engine = Engine(bundle, backend)
+    mapped = {"vision", "context", "compressor"} | (
+        {"step"} if bundle.manifest.precision in ("fp32", "fp16") else set()
+    )
+    engine = Engine(bundle, OrtBackend(threads, keep_mapped=mapped))
     try:
         state = engine.new_state()
-        image = engine.encode(pixels)[0] if pixels else np.zeros((0, bundle.manifest.width), np.float32)
-        half = len(tokens) // 2
-        prompt = np.concatenate([engine.embed(tokens[:half]), image, engine.embed(tokens[half:])])
-        logits = [engine.advance(prompt, state).copy()]
+        image, fixed = np.zeros((0, bundle.manifest.width), np.float32), 0
+        if vision := bundle.manifest.vision:
+            encoded = engine.encode_with_features(pixels)
+            image, fixed = encoded.embeddings[0], vision.scan.fixed if vision.scan else 0
+            if encoded.features is not None:
+                for slot, array in engine.context(encoded.features).items():
+                    state.write(slot, array)
+        half, scanned = len(tokens) // 2, len(image) - fixed
+        # As a session feeds them: up to the scanned part of the image in one call, then the rest.
+        before = np.concatenate([engine.embed(tokens[:half]), image[:scanned]])
+        engine.advance(before, state, (half, len(before)) if scanned else None)
+        rest = np.concatenate([image[scanned:], engine.embed(tokens[half:])])
+        logits = [engine.advance(rest, state).copy()]
         greedy = [int(logits[0].argmax())]
         for _ in range(GREEDY_TOKENS - 1):
             logits.append(engine.advance(greedy[-1:], state).copy())
@@ -133,16 +152,29 @@ def _run_bundle(bundle: Bundle, tokens: np.ndarray, pixels: dict[str, np.ndarray
 def _run_torch(
     checkpoint: Checkpoint,
     spec: ArchSpec,
+    vision: VisionSpec | None,
     tokens: np.ndarray,
     greedy: list[int],
     pixels: dict[str, np.ndarray],
 ) -> _Run:
-    image = torch.zeros(0, spec.n_embd)
-    if pixels:
-        with torch.device("meta"):
-            vision = VisionModel(spec)
-        with streamed(vision, vision.sources(), checkpoint):
-            image = vision(*(torch.from_numpy(array) for array in pixels.values()))[0]
+    modules = graph_modules(spec)
+
+    def run(graph: str, *inputs: Tensor) -> Any:
+        with streamed(modules[graph], modules[graph].sources(), checkpoint):
+            return modules[graph](*inputs)
+
+    image, context = torch.zeros(0, spec.n_embd), {}
+    if vision:
+        encoded = run("vision", *(torch.from_numpy(array) for array in pixels.values()))
+        embeddings = encoded[0] if isinstance(encoded, tuple) else encoded
+        if vision.context:
+            packed = torch.from_numpy(pack(encoded[1].numpy(), vision.context))
+            context = {vision.context.slot: run("context", packed)[:, None]}
+        if vision.compressor:
+            pooling = torch.from_numpy(compressor_pooling(vision.compressor, 1, embeddings.shape[1]))
+            pads = torch.zeros(1, pooling.shape[1] - embeddings.shape[1], spec.n_embd)
+            embeddings = run("compressor", torch.cat([pads, embeddings], 1), pooling)
+        image = embeddings[0]
     half = len(tokens) // 2
     x = torch.cat(
         [
@@ -152,27 +184,21 @@ def _run_torch(
             _embed(checkpoint, spec, np.asarray(greedy[:-1])),
         ]
     )[None]
-    with torch.device("meta"):
-        model = RWKV7(spec)
-    att = ffn = torch.zeros(1, spec.n_embd)
-    wkv = torch.zeros(1, spec.n_head, spec.head_size, spec.head_size)
-    states, v_first = [], x
+    model = modules["step"]
+    assert isinstance(model, LanguageModel)
+    inputs = [context.get(slot.name, torch.zeros(slot.resolve(1))) for slot in model.slots]
+    if vision and vision.scan:
+        span = half, half + len(image) - vision.scan.fixed
+        inputs.append(torch.from_numpy(scan_positions(vision.scan.orders, x.shape[1], *span)))
     with streamed(model, model.sources(), checkpoint):
-        for block in model.blocks:
-            x, v_first, *state = block(x, v_first, att, ffn, wkv)
-            states.append(state)
-        logits = model.head(x[0, -len(greedy) :])
-    slots = dict(
-        zip(
-            ("att_shift", "ffn_shift", "wkv"),
-            (torch.stack(s).numpy() for s in zip(*states, strict=True)),
-            strict=True,
-        )
-    )
-    return _Run(image.numpy(), logits.numpy(), greedy, slots)
+        hidden, *carried = model.hidden(x, *inputs)
+        logits = model.head(hidden[0, -len(greedy) :])
+    names = [slot.name for slot in model.slots if slot.role == "carried"]
+    slots = {**dict(zip(names, carried, strict=True)), **context}
+    return _Run(image.numpy(), logits.numpy(), greedy, {name: slot.numpy() for name, slot in slots.items()})
 
 
-def _embed(checkpoint: Checkpoint, spec: ArchSpec, tokens: np.ndarray) -> torch.Tensor:
+def _embed(checkpoint: Checkpoint, spec: ArchSpec, tokens: np.ndarray) -> Tensor:
     """Rows of the embedding table with ln0 applied, [T, C]; reads only those rows."""
     sources = embedding_sources(spec)
     rows = checkpoint.tensor(sources["table"].keys[0])[torch.from_numpy(tokens)].float()

@@ -14,7 +14,7 @@ from typing import Literal
 
 from runtime.errors import CheckpointError
 
-Kind = Literal["dino", "siglip", "sam", "visualrwkv"]
+Kind = Literal["dino", "siglip", "sam", "clip", "visualrwkv"]
 
 _PREFIXES = (
     "vit.vision_model.", "vit.dino_featurizer.", "vit.siglip_featurizer.", "vit.sam_featurizer.",
@@ -22,7 +22,8 @@ _PREFIXES = (
     "vision_encoder.",
 )  # fmt: skip
 _OTHER_PARTS = re.compile(
-    r"(text_model|prompt_encoder|mask_decoder|shared_image_embedding|text|decoder)\.|logit_(scale|bias)$"
+    r"(text_model|prompt_encoder|mask_decoder|shared_image_embedding|text|decoder|text_projection|visual_projection)\.|"
+    r"logit_(scale|bias)$"
 )
 _HF_SAM = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
@@ -56,21 +57,21 @@ def classify(keys: Iterable[str], file: str) -> tuple[Kind, dict[str, str]]:
         "cls_token" in found and any(name.endswith(".ls1.gamma") for name in found)
     ):
         return "dino", names
-    if "embeddings.patch_embedding.weight" in found and "embeddings.class_embedding" not in found:
-        return "siglip", names
+    if "embeddings.patch_embedding.weight" in found:
+        return "clip" if "embeddings.class_embedding" in found else "siglip", names
     if "blocks.0.attn.qkv.weight" in found and "cls_token" not in found:
         return "siglip", names
     shown = ", ".join(sorted(keys)[:3])
     raise CheckpointError(
         f"{file} is no vision tower known here; it has {len(keys)} keys such as {shown}",
-        wanted="DINOv2 with registers, SigLIP / SigLIP2 or SAM ViT-B, in timm or Hugging Face naming",
+        wanted="DINOv2 with registers, SigLIP, SigLIP2, SAM ViT-B or CLIP, in Hugging Face (but CLIP, timm) naming",
     )
 
 
 def tower_prefixes(kinds: Mapping[str, Kind], have: Iterable[str]) -> dict[Kind, str]:
     """Return the prefix each kind of vision file gets in a checkpoint that already has the keys `have`.
 
-    A SigLIP file stands alone (v7.01, v7.02) unless a DINO or SAM tower comes with it (v7.00).
+    A SigLIP file stands alone (v6.10, v7.01 to v7.04) unless a DINO or SAM tower comes with it.
     """
     fused = bool({"dino", "sam"} & set(kinds.values())) or any(
         key.startswith(("vit.dino_featurizer.", "vit.sam_featurizer.")) for key in have
@@ -79,6 +80,7 @@ def tower_prefixes(kinds: Mapping[str, Kind], have: Iterable[str]) -> dict[Kind,
         "dino": "vit.dino_featurizer.",
         "sam": "vit.sam_featurizer.",
         "siglip": "vit.siglip_featurizer." if fused else "vit.vision_model.",
+        "clip": "vit.vision_model.",
         "visualrwkv": "",
     }
 

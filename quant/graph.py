@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from quant.recipe import KEEP, Recipe, Rule
-from quant.weights import BLOCK, quantize_int8_b32
+from quant.recipe import KEEP, Recipe, Rule, block_count
+from quant.weights import FORMATS, BlockFormat, quantize
 from runtime.spec import PrecisionRule
 
 _MS = "com.microsoft"
-_ACCURACY_LEVEL = 4  # int8 activations inside the kernel; levels 0 and 1 have no packed path for 8-bit weights
+_ACCURACY_LEVEL = 4  # int8 activations inside the kernel. Levels 0 to 3 take 60 (8 bits) or 3 times (4 bits) as long
 
 
 def apply(model: ir.Model, recipe: Recipe) -> tuple[PrecisionRule, ...]:
@@ -24,15 +25,20 @@ def apply(model: ir.Model, recipe: Recipe) -> tuple[PrecisionRule, ...]:
     converted and dropped when the file is written.
     """
     groups: dict[Rule, list[int]] = defaultdict(list)
+    blocks = block_count(model.graph.initializers)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         assert tensor is not None
         if tensor.dtype != ir.DataType.FLOAT:
             continue
-        rule = recipe.rule(name) if _is_matrix(value) else KEEP
-        groups[rule].append(_WRITERS[rule.format](model, value))
+        rule = recipe.rule(name, blocks) if _is_matrix(value) else KEEP
+        if rule.format in FORMATS:
+            groups[rule].append(_to_codes(model, value, FORMATS[rule.format]))
+        else:
+            groups[rule].append({"float32": _keep, "float16": _to_float16}[rule.format](model, value))
     return tuple(
-        PrecisionRule(rule.pattern, rule.format, len(sizes), sum(sizes), rule.reason) for rule, sizes in groups.items()
+        PrecisionRule(rule.title(blocks), rule.format, len(sizes), sum(sizes), rule.reason)
+        for rule, sizes in groups.items()
     )
 
 
@@ -64,37 +70,30 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
     return tensor.nbytes // 2
 
 
-def _to_int8_b32(model: ir.Model, value: ir.Value) -> int:
-    """Replace every `x @ weight` by MatMulNBits with 8-bit codes."""
+def _to_codes(model: ir.Model, value: ir.Value, fmt: BlockFormat) -> int:
+    """Replace every `x @ weight` by MatMulNBits."""
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None
     k, n = tensor.shape.numpy()
-    blocks = -(-k // BLOCK)
-    latest: dict[str, Any] = {}
+    parts: dict[int, np.ndarray] = {}
 
     def part(index: int) -> np.ndarray:
-        # Codes and scales are written one after the other: quantise once, forget after the second.
-        if "both" not in latest:
-            latest["both"] = quantize_int8_b32(tensor.numpy())
-        both = latest["both"] if index == 0 else latest.pop("both")
-        return both[index]
+        # The parts are written one after the other: quantise once, forget each part when it is taken.
+        if index not in parts:
+            parts.update(enumerate(quantize(tensor.numpy(), fmt)))
+        return parts.pop(index)
 
-    codes = _initializer(model, f"{name}_q8", ir.DataType.UINT8, (n, blocks, BLOCK), lambda: part(0))
-    scales = _initializer(model, f"{name}_scale", ir.DataType.FLOAT, (n * blocks,), lambda: part(1))
-    attributes = {"K": k, "N": n, "bits": 8, "block_size": BLOCK, "accuracy_level": _ACCURACY_LEVEL}
+    inputs, size = [], 0
+    for index, (suffix, shape) in enumerate(zip(("codes", "scale", "zero"), fmt.shapes(k, n), strict=False)):
+        dtype = ir.DataType.FLOAT if suffix == "scale" else ir.DataType.UINT8
+        inputs.append(_initializer(model, f"{name}_{suffix}", dtype, shape, functools.partial(part, index)))
+        size += math.prod(shape) * dtype.numpy().itemsize
+    attributes = {"K": k, "N": n, "bits": fmt.bits, "block_size": fmt.block, "accuracy_level": _ACCURACY_LEVEL}
     for user, _ in list(value.uses()):
-        product = ir.node("MatMulNBits", [user.inputs[0], codes, scales], attributes, domain=_MS)
-        _take_place(user, product)
+        _take_place(user, ir.node("MatMulNBits", [user.inputs[0], *inputs], attributes, domain=_MS))
     del model.graph.initializers[name]
     model.opset_imports[_MS] = 1
-    return n * blocks * (BLOCK + 4)
-
-
-_WRITERS: dict[str, Callable[[ir.Model, ir.Value], int]] = {
-    "float32": _keep,
-    "float16": _to_float16,
-    "int8-b32": _to_int8_b32,
-}
+    return size
 
 
 def _initializer(

@@ -89,6 +89,7 @@ class Bundle:
     def _check_names(self) -> None:
         manifest = self.manifest
         used = [manifest.embedding.file, manifest.tokenizer.file, *(graph.file for graph in manifest.graphs)]
+        used += [manifest.warm.file] if manifest.warm else []
         for name in used:
             if name not in manifest.files:
                 raise BundleError(f"{MANIFEST_FILE} uses {name!r} but does not list it in files", hint=_EXPORT_AGAIN)

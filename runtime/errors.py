@@ -10,6 +10,7 @@
     ├── InputError              a token, image or prompt the model cannot take
     │   └── SourceError         a camera, video or folder of frames cannot be read
     ├── StateError              a state belongs to another model, or a session is no longer valid
+    │   └── RollbackError       the state went bad, and the session is as it was before the call
     └── TargetUnavailable       this machine cannot run what was asked for
 
 Each message says what was found, what was wanted and what to do.
@@ -66,6 +67,10 @@ class SourceError(InputError):
 
 class StateError(VisualRWKVError):
     """A state belongs to another model, or a session must be reset before it can go on."""
+
+
+class RollbackError(StateError):
+    """A session's state went bad; it was taken back to where it stood before the call, from where it can go on."""
 
 
 class TargetUnavailable(VisualRWKVError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -60,6 +59,8 @@ def load_image(source: ImageSource) -> np.ndarray:
 def prepare(image: np.ndarray, view: ViewSpec) -> np.ndarray:
     """Resize and normalise RGB uint8 [H, W, 3] for one view: float32 [3, height, width].
 
+    A view of a tile sees that cell of the picture alone, cut before anything is resized.
+
     Source: torchvision on PIL images, as in the official preprocessing: resampled to uint8, then (x / 255 -
         mean) / std.
     Raises `ConfigError` if the view takes features instead of pixels, or crops to another shape than a
@@ -67,7 +68,7 @@ def prepare(image: np.ndarray, view: ViewSpec) -> np.ndarray:
     """
     if view.kind != "pixels":
         raise ConfigError(f"view {view.name!r} takes precomputed features", hint="give them to Engine.encode")
-    pixels = np.asarray(_fit(Image.fromarray(image), view))
+    pixels = np.asarray(_fit(Image.fromarray(_tile(image, view.tile)), view))
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
     out = np.empty((3, view.height, view.width), np.float32)
     for channel in range(3):  # only 256 values can occur, so normalise those
@@ -79,15 +80,15 @@ def prepare(image: np.ndarray, view: ViewSpec) -> np.ndarray:
 def split_regions(image: np.ndarray, regions: RegionSpec) -> list[np.ndarray]:
     """Cut a picture [H, W, 3] into squares of `regions.size`, row by row.
 
-    The picture is first resized (aspect not kept) to the grid that wastes least: the one whose area differs
-    least from the picture's when fitted into it. Source: VisualRWKV v7.02.
+    The picture is first resized (aspect not kept) to the canvas that `regions.waste` finds least wasteful, the first of
+    equals. Source: VisualRWKV v7.02 ("fit") and v7.03, v7.04 ("fit_and_area"), whose arithmetic is kept.
     """
     size = regions.size
     height, width = image.shape[:2]
     columns, rows = (range(max(1, -(-side // size) - 1), -(-side // size) + 1) for side in (width, height))
     grid = min(
         ((c, r) for c in columns for r in rows),
-        key=lambda cr: _waste(cr[0] * size, cr[1] * size, width, height),
+        key=lambda cr: _waste(cr[0] * size, cr[1] * size, width, height, regions.waste == "fit_and_area"),
     )
     canvas = Image.fromarray(image).resize((grid[0] * size, grid[1] * size), _RESAMPLING[regions.interpolation])
     tiles = np.asarray(canvas).reshape(grid[1], size, grid[0], size, 3).swapaxes(1, 2)
@@ -157,7 +158,22 @@ def _fit(image: Image.Image, view: ViewSpec) -> Image.Image:
     return image.resize((width, height), filter_).crop((left, top, left + side, top + side))
 
 
-def _waste(canvas_width: int, canvas_height: int, width: int, height: int) -> Fraction:
-    """Area of the canvas that a picture fitted into it leaves empty; exact, so that ties are ties."""
-    scale = min(Fraction(canvas_width, width), Fraction(canvas_height, height))
-    return canvas_width * canvas_height - width * height * scale * scale
+def _tile(image: np.ndarray, tile: tuple[int, int, int]) -> np.ndarray:
+    """Cut out one cell of a picture [H, W, 3]; at least one pixel, so that a picture one pixel wide has cells too."""
+    count, row, column = tile
+    top, height = _span(image.shape[0], count, row)
+    left, width = _span(image.shape[1], count, column)
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
+
+
+def _span(length: int, count: int, index: int) -> tuple[int, int]:
+    part = max(1, length // count)
+    return min(index * part, length - part), part
+
+
+def _waste(canvas_width: int, canvas_height: int, width: int, height: int, with_area: bool) -> int:
+    """Pixels of the canvas that the picture fitted into it leaves empty; with the difference of areas if asked for."""
+    scale = min(canvas_width / width, canvas_height / height)
+    canvas = canvas_width * canvas_height
+    empty = abs(canvas - int(width * scale) * int(height * scale))
+    return empty + (abs(canvas - width * height) if with_area else 0)

@@ -15,7 +15,6 @@ from runtime.spec import PromptSpec
 from runtime.tokenizer import Tokenizer
 
 PLACEHOLDER = "<image>"
-SHORT_ANSWER = "Answer the question using a single word or phrase."  # left out of the first half of a sandwich
 
 _BLANK_LINES = re.compile(r"\n(?:\s*\n)+")
 
@@ -127,7 +126,7 @@ def _around(prompt: PromptSpec, question: str, turns: Sequence[Turn]) -> tuple[s
         return "", between + body if body else ""
     if prompt.image_position == "last":
         return body + between if body else "", ""
-    said = [clean(_cut_out(t.question).replace(SHORT_ANSWER, "")) if t.images else t.question.strip() for t in turns]
+    said = [clean(_cut_out(t.question).replace(prompt.left_out, "")) if t.images else t.question.strip() for t in turns]
     before = "\n".join(said).strip()
     return before + between if before else "", between + body if body else ""
 

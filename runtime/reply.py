@@ -29,6 +29,7 @@ class Stats:
     tokens_per_s: float  # of those steps; 0 if there was none
     rss_bytes: int  # resident memory of the process; 0 where the system does not tell
     state_bytes: int
+    cached_tokens: int = 0  # of the prompt and image positions: found in the cache, not computed
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ from typing import Any, Literal, TypeVar
 
 from runtime.errors import SchemaError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 
 Axis = int | str
 ImagePosition = Literal["first", "last", "middle"]
 Padding = Literal["none", "left16"]
+ScanOrder = Literal["natural", "reversed", "transposed", "transposed_reversed"]
+TextOnly = Literal["plain", "zero_block", "black_picture"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class SlotSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX file. `name` is "step" or "vision"."""
+    """One ONNX file. `name` is "step", "vision", "context" (image features -> image state) or "compressor"."""
 
     name: str
     file: str
@@ -74,6 +76,7 @@ class EmbeddingSpec:
     dtype: Literal["float32", "float16"]
     rows: int
     width: int
+    zero_row: int | None = None  # what ln0 makes of a zero vector, where the model is fed such (v6.0 without a picture)
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,63 @@ class ViewSpec:
     interpolation: Literal["bicubic", "bilinear", "lanczos"]
     fit: Literal["stretch", "crop"]
     kind: Literal["pixels", "features"]
+    tile: tuple[int, int, int] = (1, 0, 0)  # (n, row, column): one cell of the picture cut n x n, sizes rounded down
 
 
 @dataclass(frozen=True)
 class RegionSpec:
-    """Cutting a picture into regions, each encoded as an image of its own (v7.02)."""
+    """Cutting a picture into regions, each encoded as an image of its own (v7.02 to v7.04).
+
+    `waste` is what the choice of a canvas minimises: "fit", |canvas area - area of the picture fitted into it|, or
+    "fit_and_area", that plus |canvas area - area of the picture|.
+    """
 
     size: int
     interpolation: Literal["bicubic", "bilinear", "lanczos"]
+    waste: Literal["fit", "fit_and_area"] = "fit"
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """The order in which layers read an image: layer i takes `orders[i % len(orders)]`.
+
+    An image is then fed in one call of the step graph, whose input "scan" [len(orders), T] int64 holds the positions
+    of the segment in each order. The last `fixed` tokens of an image keep their place (v6.0: the class token).
+    """
+
+    orders: tuple[ScanOrder, ...]
+    fixed: int
+
+
+@dataclass(frozen=True)
+class ContextSpec:
+    """How the pictures of a turn become the context slot (HM's image state).
+
+    The vision graph has a second output "context_features" [I, cells, width]. The pictures' features are pooled to a
+    common number of tokens t, packed into [n t, width] and run through the graph "context" [B, T, width] -> `slot`.
+    Exactly one of `max_tokens` (t = the largest square <= max_tokens / n, or all cells if they fit) and `tokens` (t) is
+    set.
+    `chunks` > 1 packs zeros to the left up to a multiple and encodes that many chunks apart, one per layer ("fold").
+    """
+
+    slot: str
+    cells: int
+    max_tokens: int | None
+    tokens: int | None
+    chunks: int
+
+
+@dataclass(frozen=True)
+class CompressorSpec:
+    """Compressing all regions of a picture together (v7.03, v7.04).
+
+    The vision graph's embeddings go as one sequence [1, T, width] through the graph "compressor", whose second input
+    "pooling" [P, T] averages them to P tokens: `tokens` for a picture, or for each of its regions.
+    """
+
+    tokens: int
+    per: Literal["picture", "region"]
+    pad_to: int  # zero vectors are put in front up to a multiple of this; their outputs are not pooled
 
 
 @dataclass(frozen=True)
@@ -109,17 +161,26 @@ class VisionSpec:
     views: tuple[ViewSpec, ...]
     tokens: int
     regions: RegionSpec | None
+    scan: ScanSpec | None = None
+    context: ContextSpec | None = None
+    compressor: CompressorSpec | None = None
 
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """The conversation template: `user` text `turn_end`, then `assistant`, from which the model goes on."""
+    """The conversation template: `user` text `turn_end`, then `assistant`, from which the model goes on.
+
+    `text_only` is what stands in for the picture of a conversation that begins without one: nothing, an image of zero
+    vectors in front of everything (v6.0), or a black picture (HM).
+    """
 
     user: str
     assistant: str
     turn_end: str
     image_position: ImagePosition
     image_separator: str
+    text_only: TextOnly = "plain"
+    left_out: str = "Answer the question using a single word or phrase."  # of the first half of a sandwich
 
 
 @dataclass(frozen=True)
@@ -152,6 +213,15 @@ class Budget:
     vision: int
     embedding_table: int  # memory-mapped: only rows in use are resident
     state_per_session: int  # both buffer sets
+
+
+@dataclass(frozen=True)
+class WarmSpec:
+    """The state after a system prompt, with which every session starts (`export.warm`)."""
+
+    file: str  # tensors by slot name, in the format of `runtime.tensorfile`
+    prompt: str  # what was fed, as text, padding not included
+    tokens: int  # how many positions that were, padding included
 
 
 @dataclass(frozen=True)
@@ -193,6 +263,7 @@ class Manifest:
     budget: Budget
     provenance: Provenance
     files: dict[str, FileSpec]
+    warm: WarmSpec | None = None
 
     def graph(self, name: str) -> GraphSpec:
         """Return the graph called `name`; raises `SchemaError` when the bundle has none."""
@@ -265,6 +336,8 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise _wrong(path, value, "a list")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise _wrong(path, value, f"a list of {len(args)}")
         return tuple(_parse(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):

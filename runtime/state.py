@@ -7,6 +7,7 @@ was. Context slots (an image state) are only ever read and have one buffer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from runtime.spec import SlotSpec
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a state on the host: slot name -> array. Never written after it is made."""
+    """A copy of a state on the host: slot name -> array. Never written after it is made, but by `State.snapshot`."""
 
     arrays: dict[str, np.ndarray]
 
@@ -25,6 +26,14 @@ class Snapshot:
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(array.nbytes for array in self.arrays.values())
+
+
+class Host(Protocol):
+    """Where the values of a state are while it takes part in batched steps (`runtime.lanes`)."""
+
+    def bring_home(self, state: State) -> None:
+        """Copy the values back into the buffers of `state`, and forget it."""
+        ...
 
 
 class State:
@@ -39,16 +48,31 @@ class State:
         self._inputs: list[dict[str, Buffer]] = [{**one, **context} for one in sets]
         self._outputs = [{f"{name}_out": buffer for name, buffer in one.items()} for one in sets]
         self._current = 0
+        self.away: Host | None = None  # who has the current values, if they are not in these buffers
 
     @property
     def inputs(self) -> dict[str, Buffer]:
         """Graph inputs of the next step: the current values."""
+        if self.away is not None:
+            self.away.bring_home(self)
         return self._inputs[self._current]
 
     @property
     def outputs(self) -> dict[str, Buffer]:
         """Graph outputs of the next step: the other set."""
         return self._outputs[1 - self._current]
+
+    def take_in(self, lane: int, other: State) -> None:
+        """Copy the current values of `other`, a state of one sequence, into sequence `lane` of this one."""
+        source, target = other.inputs, self.inputs
+        for slot in self.slots:
+            target[slot.name].write(source[slot.name].read()[_lane(slot, 0)], _lane(slot, lane))
+
+    def give_back(self, lane: int, other: State) -> None:
+        """Copy the current values of sequence `lane` into `other`, a state of one sequence."""
+        source, target = self.inputs, other._inputs[other._current]
+        for slot in self.slots:
+            target[slot.name].write(source[slot.name].read()[_lane(slot, lane)], _lane(slot, 0))
 
     def swap(self) -> None:
         """Make what the last step wrote the current values."""
@@ -66,8 +90,16 @@ class State:
             raise StateError(f"no slot {slot!r}", wanted=", ".join(self.inputs))
         return self.inputs[slot].read().copy()
 
-    def snapshot(self) -> Snapshot:
-        """Copy the current values to the host."""
+    def write(self, slot: str, array: np.ndarray) -> None:
+        """Overwrite one slot's current value, in the shape and dtype the manifest declares."""
+        self.inputs[slot].write(array)
+
+    def snapshot(self, into: Snapshot | None = None) -> Snapshot:
+        """Copy the current values to the host; into an older snapshot of this model, if one may be overwritten."""
+        if into is not None:
+            for name, buffer in self.inputs.items():
+                np.copyto(into.arrays[name], buffer.read(), casting="no")
+            return into
         return Snapshot({name: buffer.read().copy() for name, buffer in self.inputs.items()})
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -89,3 +121,8 @@ class State:
         """Go back to the state before the first token."""
         for buffer in self.inputs.values():
             buffer.write(np.zeros(buffer.shape, buffer.dtype))
+
+
+def _lane(slot: SlotSpec, lane: int) -> tuple[int | slice, ...]:
+    """Index of one sequence in a slot's array."""
+    return (*[slice(None)] * slot.axes.index("batch"), lane)

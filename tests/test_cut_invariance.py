@@ -31,9 +31,9 @@ def difference(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
 
 
-@pytest.fixture
-def engine(golden: Path, export: Callable[..., Path]) -> Iterator[Engine]:
-    name = "rwkv7_text.pth"
+@pytest.fixture(params=["rwkv7_text.pth", "rwkv6_text.pth"])
+def engine(request: pytest.FixtureRequest, golden: Path, export: Callable[..., Path]) -> Iterator[Engine]:
+    name = request.param
     options = json.loads((golden / "configs.json").read_text(encoding="utf-8"))[name]
     engine = Engine(Bundle.open(export(golden / name, config=ExportConfig.from_dict(options))), OrtBackend(threads=1))
     yield engine

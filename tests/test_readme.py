@@ -116,3 +116,9 @@ def test_the_folders_of_the_house_exist() -> None:
     folders = re.findall(r"^(\w+)/", house, re.MULTILINE)
     assert {"export", "quant", "plugins_trt", "runtime", "apps", "tests", "benchmarks"} == set(folders)
     assert all((ROOT / folder).is_dir() for folder in folders)
+
+
+def test_the_table_of_models_is_the_exporters() -> None:
+    from export.variants import table
+
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")

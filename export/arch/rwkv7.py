@@ -1,34 +1,24 @@
 """RWKV-7 ("x070", Goose): the language model as a recurrence over segments of any length.
 
-Source: RWKV-7 paper, and VisualRWKV-v7 `model.py`. A block is x += TimeMix(LN(x)); x += ChannelMix(LN(x)).
-    What is
-carried from token to token: the last normed input of both halves, and per head a matrix S [key, value].
-Values of layer 0 (`v_first`) are mixed into the later layers of the same position; they are not carried. All
-tensors are float32.
+Source: RWKV-7 paper, and VisualRWKV-v7 `model.py`. A block is x += TimeMix(LN(x)); x += ChannelMix(LN(x)). What is
+carried from token to token: the last normed input of both halves, and per head a matrix S [key, value]. Values of
+layer 0 (`v_first`) are mixed into the later layers of the same position; they are not carried. All tensors are float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.arch.language import GROUP_NORM_EPS, LN_EPS, LanguageModel, token_shift
 from export.archspec import ArchSpec
-from export.checkpoint import Checkpoint
-from export.ops import wkv7
-from export.weights import Loadable, WeightSource, finite, load_weight
+from export.ops.wkv7 import wkv7
+from export.weights import Loadable
 
-LN_EPS = 1e-5
-GROUP_NORM_EPS = 64e-5  # 1e-5 times head_size_divisor squared; not stored in checkpoints
 _DECAY = -math.exp(-0.5)
-
-
-def token_shift(x: Tensor, shift: Tensor) -> Tensor:
-    """Return x [B, T, C] one position later, beginning with `shift` [B, C]."""
-    return torch.cat([shift.unsqueeze(1), x], 1)[:, :-1]
 
 
 class TimeMix(Loadable):
@@ -64,8 +54,8 @@ class TimeMix(Loadable):
     def __init__(self, spec: ArchSpec, layer: int) -> None:
         super().__init__()
         width, prefix = spec.n_embd, f"{spec.prefix}blocks.{layer}.att."
-        self.layer, self.heads, self.head_size = layer, spec.n_head, spec.head_size
-        ranks = {"w": spec.rank_w, "a": spec.rank_a, "v": spec.rank_v, "g": spec.rank_g}
+        self.first, self.heads, self.head_size = layer == 0, spec.n_head, spec.head_size
+        ranks = dict(spec.ranks)
         if layer == 0:
             del ranks["v"]  # block 0 defines v_first; files of other trainers hold unused v0 v1 v2 here
         for name in (
@@ -98,7 +88,7 @@ class TimeMix(Loadable):
         log_decay = _DECAY * torch.sigmoid(self.w0 + torch.tanh((x + delta * self.x_w) @ self.w1) @ self.w2)
         rate = torch.sigmoid(self.a0 + ((x + delta * self.x_a) @ self.a1) @ self.a2)
         g = torch.sigmoid((x + delta * self.x_g) @ self.g1) @ self.g2
-        if self.layer == 0:
+        if self.first:
             v_first = v
         else:
             v = v + (v_first - v) * torch.sigmoid(self.v0 + (h_v @ self.v1) @ self.v2)
@@ -174,31 +164,12 @@ class Block(Loadable):
         return x + self.ffn(normed, ffn_shift), v_first, att_shift, normed[:, -1], wkv
 
 
-class Head(Loadable):
-    """Final norm and vocabulary projection."""
-
-    ln_out_weight: Tensor  # [C]
-    ln_out_bias: Tensor
-    head: Tensor  # [C, V]
-
-    def __init__(self, spec: ArchSpec) -> None:
-        super().__init__()
-        self.width = spec.n_embd
-        self.declare_norm("ln_out", spec.n_embd, spec.prefix + "ln_out.")
-        self.declare("head", (spec.n_embd, spec.vocab_size), spec.prefix + "head.weight", layout="transpose")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits [..., V] of x [..., C]."""
-        return F.layer_norm(x, (self.width,), self.ln_out_weight, self.ln_out_bias, LN_EPS) @ self.head
-
-
-class RWKV7(Loadable):
+class RWKV7(LanguageModel):
     """The whole recurrent graph: embeddings and state in, logits of the last position and state out."""
 
     def __init__(self, spec: ArchSpec) -> None:
-        super().__init__()
+        super().__init__(spec)
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.n_layer))
-        self.head = Head(spec)
 
     def forward(
         self, embeddings: Tensor, att_shift: Tensor, ffn_shift: Tensor, wkv: Tensor
@@ -213,6 +184,13 @@ class RWKV7(Loadable):
         Returns:
             logits [B, V] of the last position, then the three state tensors after it.
         """
+        x, att_shift, ffn_shift, wkv = self.hidden(embeddings, att_shift, ffn_shift, wkv)
+        return self.head(x[:, -1]), att_shift, ffn_shift, wkv
+
+    def hidden(
+        self, embeddings: Tensor, att_shift: Tensor, ffn_shift: Tensor, wkv: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the residual stream [B, T, C] after the last block, then the state."""
         x = v_first = embeddings
         states: list[tuple[Tensor, Tensor, Tensor]] = []
         for block, att, ffn, matrix in zip(
@@ -221,29 +199,4 @@ class RWKV7(Loadable):
             x, v_first, att, ffn, matrix = block(x, v_first, att, ffn, matrix)
             states.append((att, ffn, matrix))
         att_out, ffn_out, wkv_out = (torch.stack(slot) for slot in zip(*states, strict=True))
-        return self.head(x[:, -1]), att_out, ffn_out, wkv_out
-
-
-def embedding_sources(spec: ArchSpec) -> dict[str, WeightSource]:
-    """Return what the embedding table is made of: "table" [V, C] and ln0 [C]."""
-    ln0 = f"{spec.prefix}blocks.0.ln0."
-    return {
-        "table": WeightSource((f"{spec.prefix}emb.weight",), "as_is", (spec.vocab_size, spec.n_embd)),
-        "ln0_weight": WeightSource((f"{ln0}weight",), "as_is", (spec.n_embd,)),
-        "ln0_bias": WeightSource((f"{ln0}bias",), "as_is", (spec.n_embd,)),
-    }
-
-
-def embedding_table(checkpoint: Checkpoint, spec: ArchSpec, rows: int = 4096) -> Iterator[Tensor]:
-    """Yield the embedding table in order, [up to `rows`, C] float32 at a time, with ln0 applied to every row.
-
-    Raises:
-        CheckpointError: the table or ln0 holds NaN or Inf.
-    """
-    sources = embedding_sources(spec)
-    weight, bias = (
-        load_weight(checkpoint, sources["ln0_weight"]),
-        load_weight(checkpoint, sources["ln0_bias"]),
-    )
-    for chunk in torch.split(finite(checkpoint, sources["table"].keys[0]), rows):
-        yield F.layer_norm(chunk.to(torch.float32), (spec.n_embd,), weight, bias, LN_EPS)
+        return x, att_out, ffn_out, wkv_out

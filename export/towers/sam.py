@@ -27,10 +27,10 @@ class SamAttention(Loadable):
     rel_h: Tensor  # [S, D, S]
     rel_w: Tensor
 
-    def __init__(self, spec: SamSpec, side: int, prefix: str) -> None:
+    def __init__(self, spec: SamSpec, side: int, prefix: str, pictures: int) -> None:
         super().__init__()
         self.side, self.heads, self.head_size = side, spec.heads, spec.width // spec.heads
-        self.groups = _row_groups(side, spec.heads * side**3)
+        self.groups = _row_groups(side, pictures * spec.heads * side**3)
         self.declare_linear("qkv", spec.width, 3 * spec.width, [prefix + "qkv."])
         self.declare_linear("proj", spec.width, spec.width, [prefix + "proj."])
         for axis in ("h", "w"):
@@ -71,7 +71,7 @@ class SamBlock(Loadable):
     lin2_weight: Tensor  # [mlp, C]
     lin2_bias: Tensor
 
-    def __init__(self, spec: SamSpec, index: int) -> None:
+    def __init__(self, spec: SamSpec, index: int, pictures: int) -> None:
         super().__init__()
         prefix = f"{spec.prefix}blocks.{index}."
         self.width, self.side, self.window = spec.width, spec.side, spec.windows[index]
@@ -79,7 +79,7 @@ class SamBlock(Loadable):
         self.declare_norm("norm2", spec.width, prefix + "norm2.")
         self.declare_linear("lin1", spec.width, spec.mlp, [prefix + "mlp.lin1."])
         self.declare_linear("lin2", spec.mlp, spec.width, [prefix + "mlp.lin2."])
-        self.attn = SamAttention(spec, self.window or spec.side, prefix + "attn.")
+        self.attn = SamAttention(spec, self.window or spec.side, prefix + "attn.", pictures)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on x [I, S, S, C]."""
@@ -102,7 +102,10 @@ class SamBlock(Loadable):
 
 
 class Sam(Loadable):
-    """Pixels [I, 3, S, S] -> features [I, (S / patch / 2)², 4 * neck], row-major."""
+    """Pixels [I, 3, S, S] -> features [I, (S / patch / 2)², 4 * neck], row-major.
+
+    `pictures` is how many the graph reads for each image of a user: it limits the memory of attention.
+    """
 
     patch_weight: Tensor  # [C, 3, patch, patch]
     patch_bias: Tensor  # [C]
@@ -114,14 +117,14 @@ class Sam(Loadable):
     neck_norm2_weight: Tensor
     neck_norm2_bias: Tensor
 
-    def __init__(self, spec: SamSpec) -> None:
+    def __init__(self, spec: SamSpec, pictures: int = 1) -> None:
         super().__init__()
         self.spec, prefix = spec, spec.prefix
         patch = (spec.width, 3, spec.patch_size, spec.patch_size)
         self.declare("patch_weight", patch, prefix + "patch_embed.proj.weight")
         self.declare("patch_bias", (spec.width,), prefix + "patch_embed.proj.bias")
         self.declare("positions", (spec.side, spec.side, spec.width), prefix + "pos_embed")
-        self.blocks = nn.ModuleList(SamBlock(spec, index) for index in range(len(spec.windows)))
+        self.blocks = nn.ModuleList(SamBlock(spec, index, pictures) for index in range(len(spec.windows)))
         self.declare("neck_in", (spec.width, spec.neck), prefix + "neck.0.weight", layout="transpose")
         self.declare_norm("neck_norm1", spec.neck, prefix + "neck.1.")
         self.declare("neck_conv", (spec.neck, spec.neck, 3, 3), prefix + "neck.2.weight")

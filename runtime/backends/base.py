@@ -32,8 +32,8 @@ class Buffer(Protocol):
         """Return the content on the host: a view where the device is the CPU, valid until the buffer is written."""
         ...
 
-    def write(self, array: np.ndarray) -> None:
-        """Copy `array` (same shape and dtype) into the buffer."""
+    def write(self, array: np.ndarray, index: tuple[int | slice, ...] = ()) -> None:
+        """Copy `array` (same shape and dtype) into the buffer, or into the part of it that `index` selects."""
         ...
 
 

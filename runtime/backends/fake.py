@@ -28,9 +28,9 @@ class FakeBuffer:
         """Return the array itself."""
         return self.array
 
-    def write(self, array: np.ndarray) -> None:
-        """Copy `array` in."""
-        np.copyto(self.array, array, casting="no")
+    def write(self, array: np.ndarray, index: tuple[int | slice, ...] = ()) -> None:
+        """Copy `array` in, or into the part that `index` selects."""
+        np.copyto(self.array[(*index, ...)], array, casting="no")
 
 
 class FakeRunner:
@@ -52,20 +52,21 @@ class FakeRunner:
             out.write(np.full(out.shape, mean, np.float32) + np.arange(out.shape[1], dtype=np.float32)[:, None])
 
     def _step(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        tokens = inputs["embeddings"].read()[0].mean(1)
-        total = np.float32(0)
+        tokens = inputs["embeddings"].read().mean(2)  # [B, T]
+        total = np.zeros((len(tokens), 1), np.float32)
         for name in inputs:
             if f"{name}_out" in outputs:
-                state = inputs[name].read()
-                for token in tokens:
-                    state = state * np.float32(0.5) + token
+                state = inputs[name].read()  # [L, B, ...]
+                for column in tokens.T:
+                    state = state * np.float32(0.5) + column.reshape(-1, *[1] * (state.ndim - 2))
                 outputs[f"{name}_out"].write(state)
-                total += state.flat[0]
+                total += state[0].reshape(len(tokens), -1)[:, :1]
         logits = outputs["logits"]
         if self._backend.script:
-            logits.write(np.eye(logits.shape[1], dtype=np.float32)[[self._backend.script.pop(0)]])
+            votes = [self._backend.script.pop(0) for _ in tokens]
+            logits.write(np.eye(logits.shape[1], dtype=np.float32)[votes])
         else:
-            logits.write(np.cos(np.arange(logits.shape[1], dtype=np.float32) * (1 + total))[None])
+            logits.write(np.cos(np.arange(logits.shape[1], dtype=np.float32) * (1 + total)))
 
 
 class FakeBackend:

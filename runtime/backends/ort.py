@@ -54,9 +54,9 @@ class HostBuffer:
         """Return the array itself, valid until the buffer is written."""
         return self.array
 
-    def write(self, array: np.ndarray) -> None:
-        """Copy `array` in."""
-        np.copyto(self.array, array, casting="no")
+    def write(self, array: np.ndarray, index: tuple[int | slice, ...] = ()) -> None:
+        """Copy `array` in, or into the part that `index` selects."""
+        np.copyto(self.array[(*index, ...)], array, casting="no")
 
 
 class OrtRunner:

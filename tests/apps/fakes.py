@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from apps.sources import CaptureSource
-from runtime.session import Chunk, Stats
+from runtime.reply import Chunk, Stats
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:

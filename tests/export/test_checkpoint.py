@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from export.checkpoint import Checkpoint
 from export.config import ExportConfig
-from export.infer import infer, model_sources
+from export.infer import infer
+from export.models import model_sources
+from export.variants import version_of
 from export.weights import load_weight
 from runtime.errors import CheckpointError, ConfigError
 from tests.export.torch_models import Tensors, config_of, open_model, read, write
@@ -29,8 +31,6 @@ class _Code:
 
 def test_golden_models_are_inferred(golden: Path) -> None:
     for name, entry in json.loads((golden / "configs.json").read_text()).items():
-        if entry["lm"]["arch"] != "x070":
-            continue
         _, spec = open_model(golden / name, config_of(golden, name))
         lm = entry["lm"]
         assert (
@@ -41,10 +41,10 @@ def test_golden_models_are_inferred(golden: Path) -> None:
             spec.dim_ffn,
             spec.vocab_size,
         ) == tuple(lm[key] for key in ("n_layer", "n_embd", "n_head", "head_size", "dim_ffn", "vocab_size"))
-        assert {"w": spec.rank_w, "a": spec.rank_a, "v": spec.rank_v, "g": spec.rank_g} == lm["lora"]
-        assert spec.version == entry["family"].lstrip("v")
+        assert spec.ranks == lm["lora"]
+        assert spec.version == version_of(entry["family"])
         assert spec.stop_token_id == entry["stop_token_id"]
-        assert spec.image_token_id == entry.get("image_token_id")
+        assert spec.image_token_id == (None if spec.version == "6.00" else entry.get("image_token_id"))
 
 
 def test_defaults_without_a_configuration(golden: Path) -> None:
@@ -77,7 +77,7 @@ def test_other_float_types_load_to_the_same_weights(golden: Path, tmp_path: Path
             assert weight.dtype == torch.float32
             assert weight.is_contiguous()
         key = tensors["blocks.1.att.key.weight"]
-        assert torch.equal(load_weight(checkpoint, model_sources(spec)["lm.blocks.1.att.key"]), key.to(dtype).float().T)
+        assert torch.equal(load_weight(checkpoint, model_sources(spec)["step.blocks.1.att.key"]), key.to(dtype).float().T)
 
 
 def test_sha256_and_progress(golden: Path) -> None:
@@ -155,7 +155,8 @@ def test_broken_files_are_refused(golden: Path, tmp_path: Path, case: str, monke
 
 
 WRONG: dict[str, tuple[Callable[[Tensors], Any], str]] = {
-    "rwkv6": (lambda t: t.update({"blocks.0.att.time_maa_w1": torch.ones(1)}), "RWKV-6: a text model"),
+    "v6.23": (lambda t: t.update({"cross_blocks.0.att.query.weight": torch.ones(1)}), "v6.23"),
+    "mixed": (lambda t: t.update({"blocks.0.att.time_maa_w1": torch.ones(1)}), "time_faaaa is missing"),
     "rwkv4": (
         lambda t: (t.pop("blocks.0.att.r_k"), t.update({"blocks.0.att.time_mix_k": torch.ones(1)})),
         "RWKV-5 or",
@@ -179,7 +180,6 @@ WRONG: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     ),
     "gap": (lambda t: t.update({"blocks.1000000.ln1.weight": torch.ones(64)}), "without number 3"),
     "heads": (lambda t: t.update({"blocks.0.att.r_k": torch.ones(3, 7)}), "3 heads of 7 channels"),
-    "v7.03": (lambda t: t.update({"vtc.blocks.0.ln1.weight": torch.ones(1)}), "v7.03 or v7.04"),
     "v7.10": (lambda t: t.update({"vrwkv.a": torch.ones(1)}), "v7.10"),
     "projector only": (lambda t: t.update({"proj.weight": torch.ones(64, 96)}), "no vision tower"),
 }
@@ -192,12 +192,6 @@ def test_wrong_models_are_refused(golden: Path, tmp_path: Path, case: str) -> No
     change(tensors)
     with pytest.raises(CheckpointError, match=message):
         open_model(write(tensors, tmp_path / "m.pth"), TEXT)
-
-
-@pytest.mark.parametrize(("name", "family"), [("rwkv6_text", "text"), ("v60", "v6.0"), ("hm621", "HM v6.21")])
-def test_rwkv6_is_named(golden: Path, name: str, family: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"(?s)RWKV-6: .*{family}.*not supported"):
-        open_model(golden / f"{name}.pth", config_of(golden, f"{name}.pth"))
 
 
 def test_dead_tensors_are_tolerated(golden: Path, tmp_path: Path) -> None:
@@ -214,7 +208,7 @@ def test_not_finite_is_found_when_loaded(golden: Path, tmp_path: Path, value: fl
     tensors["blocks.1.ffn.key.weight"][3, 4] = value
     checkpoint, spec = open_model(write(tensors, tmp_path / "m.pth"), TEXT)
     with pytest.raises(CheckpointError, match=r"blocks\.1\.ffn\.key\.weight holds NaN or Inf"):
-        load_weight(checkpoint, model_sources(spec)["lm.blocks.1.ffn.key"])
+        load_weight(checkpoint, model_sources(spec)["step.blocks.1.ffn.key"])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +239,8 @@ def test_wrong_configurations_are_refused(data: Any, message: str) -> None:
         ({"lm": {"lora": {"g": 97}}}, r"lm\.lora\.g is 97"),
         ({"n_keys": 5}, "n_keys is 5"),
         ({"stored_dtype": "float16"}, "stored_dtype is 'float16'"),
-        ({"family": "v6.0"}, "family is 'v6.0'"),
+        ({"family": "v6.0"}, "has no projector"),
+        ({"family": "RWKV-4"}, "family is 'RWKV-4'"),
         ({"version": "7.00"}, "has no projector"),
         ({"vision": {"type": "features"}}, "has no projector"),
         ({"image_token_id": 5}, "text model"),

@@ -122,7 +122,7 @@ def test_text_model() -> None:
         3072,
         VOCAB,
     )
-    assert (spec.rank_w, spec.rank_a, spec.rank_v, spec.rank_g) == (64, 64, 32, 128)
+    assert spec.ranks == {"w": 64, "a": 64, "v": 32, "g": 128}
 
 
 def test_v700() -> None:

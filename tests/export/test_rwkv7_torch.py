@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from export.arch.rwkv7 import RWKV7, Block, Head, embedding_table
+from export.arch.language import Head, embedding_table
+from export.arch.rwkv7 import RWKV7, Block
 from export.archspec import ArchSpec
 from export.weights import materialise
 from tests.export.torch_models import config_of, language_model, ln0, open_model, zero_state

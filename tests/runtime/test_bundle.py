@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, SchemaError, VisualRWKVError
-from runtime.spec import MANIFEST_FILE, Manifest
+from runtime.spec import MANIFEST_FILE, SCHEMA_VERSION, Manifest
 from tests.runtime.fake_bundle import write_fake_bundle
 
 
@@ -47,7 +47,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_newer_schema(folder: Path) -> None:
-    edit(folder, schema=2)
+    edit(folder, schema=SCHEMA_VERSION + 1)
     with pytest.raises(SchemaError, match="upgrade"):
         Bundle.open(folder)
 

@@ -240,6 +240,49 @@ def test_region_grids(width: int, height: int, grid: tuple[int, int]) -> None:
         assert np.array_equal(region, canvas[top : top + TILE.size, left : left + TILE.size])
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "waste", "grid"),
+    [
+        (1280, 720, "fit", (4, 2)),
+        (1280, 720, "fit_and_area", (5, 3)),  # empties more of a canvas nearer to the picture's area
+        (667, 1442, "fit", (2, 5)),  # a fit counts whole pixels: exact areas would choose (3, 6)
+        (265, 898, "fit_and_area", (1, 4)),  # likewise, exactly (1, 3)
+    ],
+)
+def test_what_the_choice_of_a_canvas_minimises(width: int, height: int, waste: str, grid: tuple[int, int]) -> None:
+    size = 256
+    regions = split_regions(noise(height, width), RegionSpec(size, "bilinear", waste))  # type: ignore[arg-type]
+    canvas = Image.fromarray(noise(height, width)).resize((grid[0] * size, grid[1] * size), Image.Resampling.BILINEAR)
+    assert len(regions) == grid[0] * grid[1]
+    assert np.array_equal(regions[-1], np.asarray(canvas)[-size:, -size:])
+
+
+def test_views_of_tiles_see_their_cell_alone() -> None:
+    """5 rows and 7 columns make cells of 2 x 3: the last row and column are in none."""
+    whole = replace(VIEWS["dino"], height=16, width=16)
+    cells = {
+        (row, column): replace(whole, name=f"{row}{column}", tile=(2, row, column))
+        for row in (0, 1)
+        for column in (0, 1)
+    }
+    picture = noise(5, 7)
+    views = prepare_views([picture], VisionSpec((whole, *cells.values()), 4, None))
+    assert np.array_equal(views["dino"][0], prepare(picture, whole))
+    for (row, column), view in cells.items():
+        cell = picture[2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+        assert np.array_equal(views[view.name][0], prepare(np.ascontiguousarray(cell), whole))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
+def test_pictures_one_pixel_wide_have_tiles(shape: tuple[int, int]) -> None:
+    picture = noise(*shape)
+    last = prepare(picture, replace(VIEWS["dino"], height=8, width=8, tile=(2, 1, 1)))
+    part = picture[-max(1, shape[0] // 2) :, -max(1, shape[1] // 2) :]
+    if 9 in shape:  # cells of four pixels, and one left over
+        part = picture[4:8] if shape[0] == 9 else picture[:, 4:8]
+    assert np.array_equal(last, prepare(np.ascontiguousarray(part), replace(VIEWS["dino"], height=8, width=8)))
+
+
 def test_frame_hash_sees_every_pixel_and_the_shape() -> None:
     frame = noise(6, 8)
     other = frame.copy()

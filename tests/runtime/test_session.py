@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from runtime.errors import ConfigError
 from runtime.prompt import ImageSlot, Piece, answer_piece, conversation_pieces, tokenise, turn_pieces
 from runtime.sampling import GenerateOptions
-from runtime.session import Chunk, Session, Turn
+from runtime.prompt import Turn
+from runtime.reply import Chunk
+from runtime.session import Session
 from runtime.spec import Manifest, RegionSpec, VisionSpec
 from runtime.tokenizer import Tokenizer
 from tests.runtime.recording import (
@@ -25,6 +27,7 @@ from tests.runtime.recording import (
     VIEW,
     RecordingEngine,
     fed,
+    open_session,
     picture,
     picture_rows,
     say,
@@ -54,7 +57,7 @@ def test_three_turns_feed_the_official_transcript(
     said = ["A red ball.", "是红色的。", "It moved\nto the left."]
     answers = [tokenizer.encode(f" {text}\n\n") for text in said]
     manifest = with_template(position)
-    session = Session(RecordingEngine(manifest, answers), tokenizer, padding=padding)
+    session = open_session(RecordingEngine(manifest, answers), tokenizer, padding=padding)
     session.see(picture(1))
     session.see(picture(2), picture(3))
     assert say(session, " What is\n\nthis? ", picture(4)) == said[0]
@@ -85,7 +88,7 @@ def test_three_turns_feed_the_official_transcript(
 
 def test_seeing_feeds_at_once_and_the_question_pays_only_for_itself(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine(answers=[tokenizer.encode(" Yes.\n\n")] * 2)
-    session = Session(engine, tokenizer)
+    session = open_session(engine, tokenizer)
     session.see(picture(7), picture(8))
     assert session.tokens == 3 + TOKENS + 1 + TOKENS
     assert engine.calls == 1
@@ -101,7 +104,7 @@ def test_seeing_feeds_at_once_and_the_question_pays_only_for_itself(tokenizer: T
 
 def test_padding_defers_pictures_to_the_first_question(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine(answers=[tokenizer.encode(" Yes.\n\n")] * 3)
-    session = Session(engine, tokenizer, padding="left16")
+    session = open_session(engine, tokenizer, padding="left16")
     session.see(picture(7))
     assert (engine.calls, session.tokens) == (0, 0)
     say(session, "Red?")
@@ -112,22 +115,22 @@ def test_padding_defers_pictures_to_the_first_question(tokenizer: Tokenizer) -> 
     assert fed(session).index(24281) % 16 != 0
     assert (fed(session).index(5585) + 3) % 16 == 0
     with pytest.raises(ConfigError, match="padding"):
-        Session(engine, tokenizer, padding="right")  # type: ignore[arg-type]
+        open_session(engine, tokenizer, padding="right")  # type: ignore[arg-type]
     padded = replace(MANIFEST, tokenizer=replace(MANIFEST.tokenizer, padding="left16"))
-    by_manifest = Session(RecordingEngine(padded), tokenizer)
+    by_manifest = open_session(RecordingEngine(padded), tokenizer)
     say(by_manifest, "Red?", max_tokens=1)
     assert by_manifest.tokens == 16
 
 
 def test_regions_of_a_picture_stand_in_a_row(tokenizer: Tokenizer) -> None:
     vision = VisionSpec((VIEW,), TOKENS, RegionSpec(4, "lanczos"))
-    session = Session(RecordingEngine(replace(MANIFEST, vision=vision)), tokenizer)
+    session = open_session(RecordingEngine(replace(MANIFEST, vision=vision)), tokenizer)
     session.see(np.full((8, 12, 3), 3, np.uint8))
     assert fed(session) == [*tokenizer.encode("User: "), *[-30, -31, -32] * 6]
 
 
 def chunks_of(tokenizer: Tokenizer, ids: list[int], **options: Any) -> list[Chunk]:
-    session = Session(RecordingEngine(answers=[ids]), tokenizer)
+    session = open_session(RecordingEngine(answers=[ids]), tokenizer)
     return list(session.ask("Well?", options=GenerateOptions(**options)))
 
 
@@ -179,7 +182,7 @@ def test_the_image_placeholder_is_never_sampled(tokenizer: Tokenizer) -> None:
 
 def test_snapshot_restore_and_fork_continue_identically(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine()
-    trunk = Session(engine, tokenizer)
+    trunk = open_session(engine, tokenizer)
     trunk.see(picture(1))
     say(trunk, "One", max_tokens=5)
     trunk.see(picture(2))
@@ -189,7 +192,7 @@ def test_snapshot_restore_and_fork_continue_identically(tokenizer: Tokenizer) ->
     after = fed(trunk)
     assert say(fork, "Another", max_tokens=3) != wanted
     assert fed(trunk) == after
-    for session in (trunk, fork, Session(engine, tokenizer)):
+    for session in (trunk, fork, open_session(engine, tokenizer)):
         session.restore(snapshot)
         assert session.tokens == snapshot.progress.tokens
         assert session.history == snapshot.progress.history
@@ -198,14 +201,14 @@ def test_snapshot_restore_and_fork_continue_identically(tokenizer: Tokenizer) ->
 
 
 def test_one_picture_may_be_given_bare(tokenizer: Tokenizer) -> None:
-    session = Session(RecordingEngine(answers=[[300]]), tokenizer)
+    session = open_session(RecordingEngine(answers=[[300]]), tokenizer)
     list(session.ask("One", picture(4)))
     assert session.history[0].images == 1
 
 
 def test_stats(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine(answers=[tokenizer.encode(" A red ball.\n\n"), [261]])
-    session = Session(engine, tokenizer)
+    session = open_session(engine, tokenizer)
     *_, last = session.ask("What?", picture(1))
     stats = last.stats
     assert stats is not None
@@ -224,7 +227,7 @@ def test_stats(tokenizer: Tokenizer) -> None:
 
 def test_history_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.session.HISTORY", 3)
-    session = Session(RecordingEngine(answers=[[300]] * 6), tokenizer)
+    session = open_session(RecordingEngine(answers=[[300]] * 6), tokenizer)
     for n in range(6):
         say(session, f"Question {n}")
     assert [turn.question for turn in session.history] == ["Question 3", "Question 4", "Question 5"]

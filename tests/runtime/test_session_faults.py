@@ -12,9 +12,10 @@ import pytest
 
 from runtime.errors import InputError, StateError
 from runtime.sampling import GenerateOptions
-from runtime.session import Chunk, Session
+from runtime.reply import Chunk
+from runtime.session import Session
 from runtime.tokenizer import Tokenizer
-from tests.runtime.recording import MANIFEST, VOCAB, RecordingEngine, fed, picture, say
+from tests.runtime.recording import MANIFEST, VOCAB, RecordingEngine, fed, open_session, picture, say
 
 
 @pytest.mark.parametrize("ending", ["cancel", "close"])
@@ -23,7 +24,7 @@ def test_interrupted_at_every_token_the_next_turn_is_well_formed(tokenizer: Toke
     said = tokenizer.encode(" Next.\n\n")
     for stop_at in range(len(answer) + 1):
         engine = RecordingEngine(answers=[answer, said])
-        session = Session(engine, tokenizer)
+        session = open_session(engine, tokenizer)
         shown, seen = "", 0
         for chunk in stream_and_stop(session, engine, ending, stop_at):
             shown, seen = shown + chunk.text, seen + len(chunk.token_ids)
@@ -59,7 +60,7 @@ def stream_and_stop(session: Session, engine: RecordingEngine, ending: str, stop
 
 def test_cancel_ends_at_the_next_token_and_is_told(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine(answers=[[300] * 50] * 3)
-    session = Session(engine, tokenizer)
+    session = open_session(engine, tokenizer)
     session.cancel()  # nothing runs: no effect on what comes
     chunks = []
     for chunk in session.ask("One"):
@@ -75,7 +76,7 @@ def test_cancel_ends_at_the_next_token_and_is_told(tokenizer: Tokenizer) -> None
 
 def test_cancel_from_another_thread(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine(answers=[[300] * 10_000])
-    session = Session(engine, tokenizer)
+    session = open_session(engine, tokenizer)
     timer = threading.Timer(0.05, session.cancel)
     timer.start()
     *_, last = session.ask("One", options=GenerateOptions(max_tokens=1_000_000))
@@ -84,9 +85,9 @@ def test_cancel_from_another_thread(tokenizer: Tokenizer) -> None:
 
 
 def test_interleaved_sessions_do_not_leak(tokenizer: Tokenizer) -> None:
-    alone = [list(Session(RecordingEngine(), tokenizer).ask(q, options=GenerateOptions(max_tokens=9))) for q in "AB"]
+    alone = [list(open_session(RecordingEngine(), tokenizer).ask(q, options=GenerateOptions(max_tokens=9))) for q in "AB"]
     engine = RecordingEngine()
-    streams = [Session(engine, tokenizer).ask(q, options=GenerateOptions(max_tokens=9)) for q in "AB"]
+    streams = [open_session(engine, tokenizer).ask(q, options=GenerateOptions(max_tokens=9)) for q in "AB"]
     mixed: list[list[int]] = [[], []]
     for pair in zip(*streams, strict=False):
         for ids, chunk in zip(mixed, pair, strict=True):
@@ -107,11 +108,11 @@ def test_threads_share_an_engine(tokenizer: Tokenizer) -> None:
         inside.release()
 
     engine.before_step = alone
-    wanted = {q: say(Session(RecordingEngine(), tokenizer), q, max_tokens=20) for q in "ABCD"}
+    wanted = {q: say(open_session(RecordingEngine(), tokenizer), q, max_tokens=20) for q in "ABCD"}
     found: dict[str, str] = {}
 
     def run(question: str) -> None:
-        found[question] = say(Session(engine, tokenizer), question, max_tokens=20)
+        found[question] = say(open_session(engine, tokenizer), question, max_tokens=20)
 
     threads = [threading.Thread(target=run, args=(q,)) for q in wanted]
     for thread in threads:
@@ -122,7 +123,7 @@ def test_threads_share_an_engine(tokenizer: Tokenizer) -> None:
 
 
 def test_a_busy_session_refuses_everything_but_cancel(tokenizer: Tokenizer) -> None:
-    session = Session(RecordingEngine(answers=[[300] * 50] * 2), tokenizer)
+    session = open_session(RecordingEngine(answers=[[300] * 50] * 2), tokenizer)
     stream = session.ask("One")
     next(stream)
     errors: list[BaseException] = []
@@ -148,7 +149,7 @@ def test_a_busy_session_refuses_everything_but_cancel(tokenizer: Tokenizer) -> N
 
 
 def test_the_session_is_free_at_the_last_chunk(tokenizer: Tokenizer) -> None:
-    session = Session(RecordingEngine(answers=[[300], [300]]), tokenizer)
+    session = open_session(RecordingEngine(answers=[[300], [300]]), tokenizer)
     stream = session.ask("One")
     while next(stream).finish_reason is None:
         pass
@@ -159,7 +160,7 @@ def test_the_session_is_free_at_the_last_chunk(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("step", [1, 2, 4])
 def test_an_engine_that_fails_breaks_the_session_until_it_is_mended(tokenizer: Tokenizer, step: int) -> None:
     engine = RecordingEngine(answers=[[300] * 9] * 3)
-    session = Session(engine, tokenizer)
+    session = open_session(engine, tokenizer)
     session.see(picture(1))
     good = session.snapshot()
     first = engine.calls
@@ -190,8 +191,8 @@ def test_an_engine_that_fails_breaks_the_session_until_it_is_mended(tokenizer: T
 
 def test_a_state_gone_bad_is_not_continued(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine(answers=[[300] * 9])
-    session = Session(engine, tokenizer)
-    engine.advance = lambda x, state: np.full(VOCAB, np.nan, np.float32)  # type: ignore[method-assign]
+    session = open_session(engine, tokenizer)
+    engine.advance = lambda x, state, image=None: np.full(VOCAB, np.nan, np.float32)  # type: ignore[method-assign]
     with pytest.raises(StateError, match="not finite"):
         say(session, "One")
     with pytest.raises(StateError, match="broke"):
@@ -200,7 +201,7 @@ def test_a_state_gone_bad_is_not_continued(tokenizer: Tokenizer) -> None:
 
 def test_what_cannot_be_asked_leaves_the_session_as_it_was(tokenizer: Tokenizer) -> None:
     engine = RecordingEngine(answers=[[300], [300]])
-    session = Session(engine, tokenizer)
+    session = open_session(engine, tokenizer)
     say(session, "One")
     before = fed(session)
     with pytest.raises(InputError, match="question of type"):
@@ -217,14 +218,14 @@ def test_what_cannot_be_asked_leaves_the_session_as_it_was(tokenizer: Tokenizer)
     assert say(session, "Two")
     assert fed(session)[: len(before) + 3] == [*before, *tokenizer.encode("User: Two")]
     assert session.history[1].images == 0
-    text_only = Session(RecordingEngine(replace(MANIFEST, vision=None), [[300]]), tokenizer)
+    text_only = open_session(RecordingEngine(replace(MANIFEST, vision=None), [[300]]), tokenizer)
     with pytest.raises(InputError, match="takes no pictures"):
         text_only.see(picture(1))
     assert say(text_only, "One") == tokenizer.decode([300]).strip()
 
 
 def test_an_answer_never_started_changes_nothing(tokenizer: Tokenizer) -> None:
-    session = Session(RecordingEngine(answers=[[300]]), tokenizer)
+    session = open_session(RecordingEngine(answers=[[300]]), tokenizer)
     stream = session.ask("One")
     assert session.tokens == 0
     assert say(session, "Other")

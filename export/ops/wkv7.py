@@ -17,13 +17,10 @@ import onnx
 import torch
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
-from onnxscript import values as onnxscript_values
 
-DOMAIN = "vrwkv"
-PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+from export.ops.common import VRWKV
+
 CHUNK, BLOCK = 16, 8  # the triangular inverse is a product inside blocks of 8 and exact between them
-
-_opset = onnxscript_values.Opset(DOMAIN, 1)
 
 
 @torch.library.custom_op("vrwkv::wkv7", mutates_args=())
@@ -75,27 +72,6 @@ def _(
     return torch.empty_like(r), torch.empty_like(state)
 
 
-def schema() -> onnx.defs.OpSchema:
-    """Return the ONNX schema of `vrwkv::WKV7`, which the exporter needs to place the bare node."""
-    one = onnx.defs.OpSchema.FormalParameter
-    attribute, kinds = onnx.defs.OpSchema.Attribute, onnx.defs.OpSchema.AttrType
-    return onnx.defs.OpSchema(
-        "WKV7",
-        DOMAIN,
-        1,
-        inputs=[one(name, "T") for name in ("r", "w", "k", "v", "a", "b", "state")],
-        outputs=[one("y", "T"), one("state_out", "T")],
-        type_constraints=[("T", ["tensor(float)"], "float32 only")],
-        attributes=[
-            attribute("head_size", kinds.INT, "channels per head", required=True),
-            *(
-                attribute(name, kinds.STRING, "selects the TensorRT plugin", required=True)
-                for name in PLUGIN_ATTRIBUTES
-            ),
-        ],
-    )
-
-
 def _chunk_mask() -> np.ndarray:
     """[32, 32] mask of G: rows (a, r) of a chunk against columns (b, k); a sees earlier tokens, r also its own."""
     strict = np.tril(np.ones((CHUNK, CHUNK), np.float32), -1)
@@ -110,7 +86,7 @@ _DIAGONAL = onnx.numpy_helper.from_array(
 _EYE = onnx.numpy_helper.from_array(np.eye(CHUNK, dtype=np.float32), "wkv7_eye")
 
 
-@script(_opset, default_opset=op)
+@script(VRWKV, default_opset=op)
 def WKV7(r, w, k, v, a, b, state, head_size: int, plugin_namespace: str, plugin_version: str):
     """Standard operators for `wkv7`: one step where T = 1, otherwise chunks of 16 tokens carried by a Scan."""
     wkv7_n = op.Constant(value_int=head_size)
