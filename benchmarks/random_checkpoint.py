@@ -45,8 +45,8 @@ RWKV6_SIZES = {  # layers, width, FFN, ranks of the mixing and decay paths
 VOCABULARY = 65536
 FEATURES = 1024 + 1152 + 1024
 
-Shapes = Iterator[tuple[str, tuple[int, ...], float]]  # key, shape, scale of the random values (negative: near one)
-NEAR_ONE = -1.0
+Shapes = Iterator[tuple[str, tuple[int, ...], float]]  # key, shape, scale of the random values, or a mark
+NEAR_ONE, LOG_DECAY = -1.0, -2.0  # marks instead of scales: values around 1, and around -4
 
 
 def language_model(size: Size, prefix: str) -> Shapes:
@@ -88,9 +88,13 @@ def language_model(size: Size, prefix: str) -> Shapes:
 
 
 def rwkv6_language_model(size: str, prefix: str) -> Shapes:
-    """Yield the tensors of an RWKV-6 language model."""
+    """Yield the tensors of an RWKV-6 language model.
+
+    Its decays lie where training leaves them and its layers write little, each 1 / sqrt(layers), into the residual
+    stream: without that, 24 random layers multiply every rounding by more than any trained model does.
+    """
     layers, c, ffn, maa, decay = RWKV6_SIZES[size]
-    matrix = c**-0.5
+    matrix, written = c**-0.5, (c * layers) ** -0.5
     yield f"{prefix}emb.weight", (VOCABULARY, c), 0.5
     yield f"{prefix}head.weight", (VOCABULARY, c), matrix
     yield from _norm(f"{prefix}ln_out", c)
@@ -103,16 +107,17 @@ def rwkv6_language_model(size: str, prefix: str) -> Shapes:
             yield f"{block}att.time_maa_{name}", (1, 1, c), 0.5
         yield f"{block}att.time_maa_w1", (c, 5 * maa), matrix
         yield f"{block}att.time_maa_w2", (5, maa, c), 0.1 * maa**-0.5
-        yield f"{block}att.time_decay", (1, 1, c), 0.5
+        yield f"{block}att.time_decay", (1, 1, c), LOG_DECAY
         yield f"{block}att.time_decay_w1", (c, decay), matrix
-        yield f"{block}att.time_decay_w2", (decay, c), decay**-0.5
+        yield f"{block}att.time_decay_w2", (decay, c), 0.1 * decay**-0.5
         yield f"{block}att.time_faaaa", (c // 64, 64), 0.3
-        for name in ("receptance", "key", "value", "gate", "output"):
+        for name in ("receptance", "key", "value", "gate"):
             yield f"{block}att.{name}.weight", (c, c), matrix
+        yield f"{block}att.output.weight", (c, c), written
         yield f"{block}ffn.time_maa_k", (1, 1, c), 0.5
         yield f"{block}ffn.time_maa_r", (1, 1, c), 0.5
         yield f"{block}ffn.key.weight", (ffn, c), matrix
-        yield f"{block}ffn.value.weight", (c, ffn), 0.5 * matrix
+        yield f"{block}ffn.value.weight", (c, ffn), written
         yield f"{block}ffn.receptance.weight", (c, c), matrix
 
 
@@ -235,7 +240,8 @@ def write(path: Path, size: str, *, text_only: bool = False, seed: int = 0) -> N
 
 
 def _scaled(values: torch.Tensor, scale: float) -> torch.Tensor:
-    return (1 + 0.1 * values if scale == NEAR_ONE else scale * values).bfloat16()
+    marked = {NEAR_ONE: 1 + 0.1 * values, LOG_DECAY: values - 4}
+    return marked.get(scale, scale * values).bfloat16()
 
 
 def _stream(path: Path, shapes: list[tuple[str, tuple[int, ...], float]], seed: int) -> None:

@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("fp32", "float32 weights (default)"),
         ("fp16", "float16 weights on disk, computed in float32 on a CPU"),
-        ("int8", "8-bit weights of the language model, blocks of 32"),
-        ("int4", "4-bit weights of the language model, its first layers and head in 8 bits"),
+        ("int8", "8-bit weights of the language model, its first layer in float32"),
+        ("int4", "4-bit weights of the language model, its first quarter and its head in 8 bits"),
     ):
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     command.add_argument("--target", default="cpu", help="where the bundle will run: cpu (default)")

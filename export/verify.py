@@ -33,10 +33,10 @@ from runtime.spec import VisionSpec
 PROMPT_TOKENS = 33  # two chunks of the WKV body and one token more
 GREEDY_TOKENS = 16
 
-# Relative RMS error allowed, per precision. fp32 differs by the order of sums only; the others by rounding, which adds
-# up over layers: int8 measured 4.3 % after 12 and 5.7 % after 24 layers of random weights. This is the one table of the
-# exporter: nothing else softens a verdict.
-TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 6e-2}
+# Relative RMS error allowed, per precision. fp32 differs by the order of sums only; the others by rounding, which deep
+# models amplify: the worst measured on 24 layers of random weights was 4.2 % in int8 and 19.5 % in int4, both of the
+# state (benchmarks/quant_error.py). This is the one table of the exporter: nothing else softens a verdict.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 5e-2, "int4": 0.25}
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,18 @@ def verify(
         ParityError: a quantity is off by more than `TOLERANCE`; the message holds the whole table.
     """
     limit = TOLERANCE[bundle.manifest.precision]
-    image_limit = TOLERANCE["fp16" if bundle.manifest.precision == "fp16" else "fp32"]  # int8 leaves towers in float32
+    # int8 and int4 leave towers in float32; a compressor's blocks are quantised like the language model's.
+    vision, towers = bundle.manifest.vision, "fp16" if bundle.manifest.precision == "fp16" else "fp32"
+    image_limit = limit if vision and vision.compressor else TOLERANCE[towers]
     tokens = np.random.default_rng(7).integers(1, min(spec.vocab_size - 1, 60_000), PROMPT_TOKENS)
     pixels = _pixels(bundle)
-    context = {slot.name for slot in bundle.manifest.slots if slot.role == "context"}
     progress("verify: run the bundle", 0, 0)
     ours = _run_bundle(bundle, tokens, pixels, threads)
     progress("verify: run torch", 0, 0)
     theirs = _run_torch(checkpoint, spec, bundle.manifest.vision, tokens, ours.greedy, pixels)
     rows = [_compare("image embeddings", ours.image, theirs.image, image_limit)] if pixels else []
     rows.append(_compare("logits", ours.logits, theirs.logits, limit))
-    rows += [
-        _compare(f"state {name}", ours.state[name], theirs.state[name], image_limit if name in context else limit)
-        for name in ours.state
-    ]
+    rows += [_compare(f"state {name}", ours.state[name], theirs.state[name], limit) for name in ours.state]
     rows.append(_compare_greedy(ours.logits, theirs.logits, limit))
     parity = Parity(tuple(rows))
     if not all(row.ok for row in rows):
@@ -119,10 +117,9 @@ def _pixels(bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 def _run_bundle(bundle: Bundle, tokens: np.ndarray, pixels: dict[str, np.ndarray], threads: int | None) -> _Run:
-    # A float graph is not packed, so that a big model's weights are not copied; 8-bit products need their packed form.
-    mapped = {"vision", "context", "compressor"} | (
-        {"step"} if bundle.manifest.precision in ("fp32", "fp16") else set()
-    )
+    # A float graph is not packed, so that a big model's weights are not copied; quantised products need that form.
+    quantised = bundle.manifest.precision in ("int8", "int4")
+    mapped = ("vision",) if quantised else ("vision", "step", "context", "compressor")
     engine = Engine(bundle, OrtBackend(threads, keep_mapped=mapped))
     try:
         state = engine.new_state()

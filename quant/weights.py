@@ -2,10 +2,10 @@
 
 A format is what onnxruntime's `MatMulNBits` stores: each output column is cut into blocks of inputs, and a block has
 one float32 scale. "int8-b32" is 8 bits in blocks of 32, its codes symmetric around 128. "int4-b32" is 4 bits with a
-zero point per block; scale and zero point are searched for the least squared error, a fifth (Gaussian weights) to a
-third (heavy tails) below rounding to the nearest with the largest weight as the scale. With accuracy_level 4 the
-kernel rounds activations to 8 bits per token and block: a token's result never depends on its neighbours in a segment,
-which per-tensor dynamic quantisation would break.
+zero point per block; scale and zero point are searched for the least squared error, a fifth (Gaussian weights) to more
+than a quarter (heavy tails) below rounding to the nearest with the largest weight as the scale. With accuracy_level 4
+the kernel rounds activations to 8 bits per token and block: a token's result never depends on its neighbours in a
+segment, which per-tensor dynamic quantisation would break.
 """
 
 from __future__ import annotations

@@ -13,19 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 from runtime.errors import ConfigError, SourceError, VisualRWKVError
 from runtime.frames import FrameRing, Slot, as_picture
 from runtime.logs import event
 
 POLL_S = 0.05  # at least this often a waiting thread looks whether it should end
+CLOSE_S = 2.0  # how long closing waits for the driver
 MAX_CORRUPT = 30  # frames in a row that are no pictures before a source counts as broken
 MAX_STUCK = 3  # threads stuck inside a driver; the source is not opened again until one of them returns
 _log = logging.getLogger(__name__)
 
 
-@runtime_checkable
 class Source(Protocol):
     """Opens itself and yields frames, each time `frames()` is called, as those of `apps.sources` do.
 
@@ -38,7 +38,6 @@ class Source(Protocol):
         ...
 
 
-@runtime_checkable
 class Readable(Protocol):
     """Gives one frame a call: (good, frame), as `cv2.VideoCapture`, or the frame alone, None at the end."""
 
@@ -112,7 +111,7 @@ class Camera:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open, self.live, self._again = opener(source)
-        self.name = str(getattr(source, "name", "") or type(source).__name__)
+        self.name = str(getattr(source, "name", "") or "the camera")
         self._ring, self._timing, self._fps, self._clock = ring, timing or Timing(), fps, clock
         self._wait = wait or fps is None
         self._closing = threading.Event()
@@ -148,13 +147,13 @@ class Camera:
             self.counts.stalls += 1
             self._lost(link, SourceError(f"{self.name} sent nothing for {self._timing.stall_s:g} s"))
 
-    def close(self, timeout: float = 2.0) -> None:
+    def close(self) -> None:
         """Stop reading. A thread that is stuck inside a driver is left to itself, and its late frames are ignored."""
         self._closing.set()
         link, self._link = self._link, None
         if link is not None and link.thread is not None:
             link.abandoned = True
-            link.thread.join(timeout)
+            link.thread.join(CLOSE_S)
         self.ended = True
 
     def _start(self) -> None:
@@ -226,10 +225,10 @@ def opener(source: AnySource) -> tuple[Callable[[], Iterator[Any]], bool, bool]:
 
     Raises `ConfigError` for what is no source.
     """
-    if isinstance(source, Source):
+    if _is_source(source):
         live = bool(getattr(source, "live", True))
         return source.frames, live, live
-    if isinstance(source, Readable):
+    if _is_readable(source):
         return lambda: _reading(source, release=False), True, False
     if isinstance(source, Iterable):
         return lambda: iter(source), False, False
@@ -251,6 +250,14 @@ def unpack(item: Any) -> tuple[float | None, Any]:
     return None, item
 
 
+def _is_source(thing: object) -> TypeGuard[Source]:
+    return callable(getattr(thing, "frames", None))
+
+
+def _is_readable(thing: object) -> TypeGuard[Readable]:
+    return callable(getattr(thing, "read", None))
+
+
 def _seconds(value: Any) -> float | None:
     try:
         return float(value)
@@ -260,9 +267,9 @@ def _seconds(value: Any) -> float | None:
 
 def _opened(source: Callable[[], Any]) -> Iterator[Any]:
     inner = source()
-    if isinstance(inner, Source):
+    if _is_source(inner):
         yield from inner.frames()
-    elif isinstance(inner, Readable):
+    elif _is_readable(inner):
         yield from _reading(inner, release=True)
     else:
         yield from inner

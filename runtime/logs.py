@@ -19,11 +19,11 @@ Field = str | int | float | bool | None
 _SECRET = re.compile(r"(?<=://)[^/\s]*@")
 
 
-def event(log: logging.Logger, level: int, name: str, message: str, **fields: Field) -> None:
+def event(log: logging.Logger, severity: int, name: str, message: str, /, **fields: Field) -> None:
     """Log a sentence for people, with an event name and fields for machines."""
-    if log.isEnabledFor(level):
+    if log.isEnabledFor(severity):
         clean = {key: redact(value) if isinstance(value, str) else value for key, value in fields.items()}
-        log.log(level, "%s", redact(message), extra={"event": name, "fields": clean})
+        log.log(severity, "%s", redact(message), extra={"event": name, "fields": clean})
 
 
 def redact(text: str) -> str:

@@ -404,7 +404,7 @@ class Session:
     def _exclusive(self, *, broken_too: bool = False) -> Iterator[None]:
         """Hold the session; raise `StateError` if it is watching, held already, or broken."""
         if self._watch is not None and not self._watch.lets_in():
-            raise StateError("the session is watching", hint="ask() it, or close the watch first")
+            raise StateError("the session is watching", hint="ask() it, save() the watch, or close it first")
         if not self._busy.acquire(blocking=False):
             raise StateError(
                 "the session is busy: an answer is streaming, or another thread uses it",

@@ -19,17 +19,19 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from runtime import aio
+from runtime import aio, store
 from runtime.border import Border
 from runtime.camera import POLL_S, AnySource, Camera
 from runtime.errors import ConfigError, StateError, VisualRWKVError
 from runtime.frames import FrameRing, Slot, thumbnail
 from runtime.image import ImageSource
 from runtime.logs import event
+from runtime.progress import SessionSnapshot
 from runtime.reply import Chunk
 from runtime.sampling import GenerateOptions
 from runtime.watch_feed import FrameFeeder
@@ -153,6 +155,19 @@ class Watch:
         """`ask` inside asyncio, as `Session.ask_async`."""
         forks: list[Session] = []
         return aio.stream(self._answer(question, images, options, forks), lambda: _cancel(forks))
+
+    def snapshot(self) -> SessionSnapshot:
+        """Copy the conversation to the host at the next frame border; `Session.snapshot` of a session that watches."""
+        with self._border.question():
+            return self._session.snapshot()
+
+    def save(self, path: str | Path, *, compress: Literal["int8"] | None = None) -> None:
+        """Write the conversation to a file as `Session.save` does; frames go on while the disk is waited for.
+
+        Raises as `Session.save`.
+        """
+        session = self._session
+        store.save(Path(path), self.snapshot(), session._manifest, session._shared.backend, compress)
 
     def cancel(self) -> None:
         """End all running answers at their next token."""

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-MODULES = ("export", "apps.webcam_qa", "apps.demo.evaluate")
+MODULES = ("export", "apps.webcam_qa", "apps.demo.evaluate", "apps.demo.watching")
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:
@@ -82,7 +82,7 @@ def test_python_blocks_use_names_that_exist() -> None:
 
 
 def test_the_quickstart_answers(demo_bundle: Path, tmp_path: Path) -> None:
-    """Runs the README's Python block as it stands, with the demo bundle and a picture in their places."""
+    """Runs the README's Python blocks as they stand, with the demo bundle and a picture in their places."""
     import cv2
 
     capture = cv2.VideoCapture(str(ROOT / "apps" / "demo" / "sample.mp4"))
@@ -92,7 +92,7 @@ def test_the_quickstart_answers(demo_bundle: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "picture.png"), frame)
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "demo-int8-cpu").symlink_to(demo_bundle)
-    (snippet,) = [block for document, block in blocks("python") if document == "README.md"]
+    snippet = "\n".join(block for document, block in blocks("python") if document == "README.md")
     result = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{snippet}"],
         cwd=tmp_path,

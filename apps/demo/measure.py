@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,10 +15,17 @@ from apps.demo.dataset import CELL_WIDTHS, Row, Words, labels_of, split_by_lengt
 from apps.demo.frames import bridges, conversations, frame_rows
 from apps.demo.model import DemoModel
 from apps.demo.pool import HELD_OUT, Material, Pool
-from apps.demo.questions import WEIGHTS
+from apps.demo.questions import WEIGHTS, Item
 
 QUICK = 200  # scenes of a measurement during training
+AFTER = (1, 2, 4, 8, 12, 16)  # numbers of frames after which questions are asked
 Hits = dict[str, list[bool]]
+Namer = Callable[[Row, Item], str]
+
+
+def kind_and_language(row: Row, item: Item) -> str:
+    """The name under which answers about one picture are counted."""
+    return f"{item.kind} {item.language}"
 
 
 def precision(device: torch.device) -> torch.autocast:
@@ -57,7 +65,7 @@ class Meter:
                 rows = conversations(self.words, self.held.scenes[i : i + 50], 8, rng, even, options.turns)
                 self._answers(rows, [embed(self.net, self.held.pictures[i : i + 50]).float()], [], hits)
             if options.frames:
-                self._frames(100 if scenes == QUICK else 500, rng, hits)
+                self._frames(3 if scenes == QUICK else 20, rng, hits)
         return {name: float(np.mean(values)) for name, values in sorted(hits.items())}
 
     def _cells(self, scenes: int, hits: Hits) -> None:
@@ -71,19 +79,28 @@ class Meter:
             counts = target[..., j] > 0 if j == 0 else target[..., j] >= 0
             hits[f"cell {name}"] += (part.argmax(-1) == target[..., j])[counts].tolist()
 
-    def _frames(self, scenes: int, rng: random.Random, hits: Hits) -> None:
+    def _frames(self, rounds: int, rng: random.Random, hits: Hits) -> None:
+        """`rounds` times 20 sequences of frames: "first frame after 8" ... ; all languages together."""
         later = self.pool.later(self.held, 500)
-        features = embed(self.net, torch.cat([self.held.pictures[:scenes], later.pictures[:scenes]])).float()
-        both = self.held.scenes[:scenes] + later.scenes[:scenes]
-        material, even = Material(both, features, later.changes[:scenes]), dict.fromkeys(WEIGHTS, 1.0)
-        for count in (2, 2, 3, 4) * max(1, scenes // 250):
-            picks, changes = material.frames(count, 25, rng)
-            groups = [[both[k] for k in pick] for pick in picks]
-            rows = frame_rows(self.words, groups, changes, 8, rng, even)
-            frames = [features[list(part)] for part in zip(*picks, strict=True)]
-            self._answers(rows, frames, [b.to(self.device) for b in bridges(self.words, groups, rng)], hits)
+        features = embed(self.net, torch.cat([self.held.pictures[:500], later.pictures])).float()
+        both, size = self.held.scenes[:500] + later.scenes, 20
+        material, even = Material(both, features, later.changes), dict.fromkeys(WEIGHTS, 1.0)
 
-    def _answers(self, rows: list[Row], frames: list[Tensor], between: list[Tensor], hits: Hits) -> None:
+        def name(row: Row, item: Item) -> str:
+            seen = row.scene // size + 1
+            return f"{item.kind if seen > 1 else 'current frame'} after {seen}"
+
+        for _ in range(rounds):
+            picks, changes = material.frames(AFTER[-1], size, rng)
+            groups = [[both[k] for k in pick] for pick in picks]
+            rows = frame_rows(self.words, groups, changes, 8, rng, even, AFTER)
+            frames = [features[list(part)] for part in zip(*picks, strict=True)]
+            between = [b.to(self.device) for b in bridges(self.words, groups, rng)]
+            self._answers(rows, frames, between, hits, name)
+
+    def _answers(
+        self, rows: list[Row], frames: list[Tensor], between: list[Tensor], hits: Hits, name: Namer = kind_and_language
+    ) -> None:
         with precision(self.device):
             state, _ = self.net.look(frames, self.words.ids("User: "), between)
             for batch in (b.to(self.device) for b in split_by_length(rows, 2)):
@@ -91,5 +108,5 @@ class Meter:
                 right = (best[:, :-1] == batch.ids[:, 1:]).cpu()
                 for i, row in enumerate(batch.rows):
                     for turn, (start, end, item) in enumerate(row.answers):
-                        name = f"{item.kind} {item.language}" if turn == 0 else "later turns"
-                        hits[name].append(bool(right[i, start - 1 : end - 1].all()))
+                        said = bool(right[i, start - 1 : end - 1].all())
+                        hits["later turns" if turn else name(row, item)].append(said)

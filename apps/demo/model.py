@@ -18,6 +18,8 @@ from apps.demo.language import RWKV7, LayerState, Projector
 from apps.demo.scenes import GRID, QUALITIES, SIDE
 from apps.demo.tower import Tower, normalise, pooled
 
+ORDINALS = 4  # first, second, third, later: what image tokens are asked to say of their picture
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -47,7 +49,7 @@ class TrainingHeads(nn.Module):
         self.mention = nn.ModuleList(nn.Linear(shape.width, sum(SET_WIDTHS)) for _ in later)
         self.gather = nn.ModuleList(nn.Linear(shape.width, 2 * sum(SET_WIDTHS)) for _ in later)
         self.whole = nn.ModuleList(nn.Linear(shape.width, 2 + len(QUALITIES)) for _ in later)
-        self.frame = nn.ModuleList(nn.Linear(shape.width, 4) for _ in later)  # which picture a token is of
+        self.frame = nn.ModuleList(nn.Linear(shape.width, ORDINALS) for _ in later)  # which picture a token is of
 
 
 class DemoModel(nn.Module):
@@ -73,26 +75,26 @@ class DemoModel(nn.Module):
     ) -> tuple[list[LayerState], Tensor]:
         """Read pictures: token ids `before`, features [B, 16, D] of each, ids [B, n] between them.
 
-        Returns the state, and the loss of saying at every image token which picture it belongs to.
+        Returns the states after every picture, [frames * B] with those after the first picture first, and the loss
+        of saying at every image token whether its picture is the first, second, third or a later one.
         """
         batch, device = len(frames[0]), frames[0].device
-        parts = [self.rwkv.emb(torch.tensor(list(before), device=device)).expand(batch, -1, -1)]
-        owner = [-1] * len(before)
-        for i, features in enumerate(frames):
-            if i:
-                parts.append(self.rwkv.emb(between[i - 1]))
-                owner += [-1] * between[i - 1].shape[1]
-            parts.append(self.proj(features).float())
-            owner += [i] * features.shape[1]
-        streams, state = self.rwkv(torch.cat(parts, 1), self.rwkv.start(batch))
+        state, states = self.rwkv.start(batch), []
         loss = torch.zeros((), device=device)
-        if len(frames) > 1:
-            target = torch.tensor(owner, device=device)
-            index = (target >= 0).nonzero()[:, 0]
-            for stream, head in zip(streams[1:], self.heads.frame, strict=True):
-                out = head(stream[:, index]).float().flatten(0, 1)
-                loss = loss + F.cross_entropy(out, target[index].repeat(batch)) / len(self.heads.frame)
-        return state, loss
+        for i, features in enumerate(frames):
+            text = between[i - 1] if i else torch.tensor(list(before), device=device)
+            embedded = self.rwkv.emb(text).expand(batch, -1, -1)
+            streams, state = self.rwkv(torch.cat([embedded, self.proj(features).float()], 1), state)
+            states.append(state)
+            if len(frames) > 1:
+                target = torch.full((batch * features.shape[1],), min(i, ORDINALS - 1), device=device)
+                for stream, head in zip(streams[1:], self.heads.frame, strict=True):
+                    out = head(stream[:, -features.shape[1] :]).float().flatten(0, 1)
+                    loss = loss + F.cross_entropy(out, target) / (len(self.heads.frame) * len(frames))
+        if len(states) == 1:
+            return state, loss
+        return [(torch.cat(a), torch.cat(b), torch.cat(c)) for a, b, c in
+                (zip(*layers, strict=True) for layers in zip(*states, strict=True))], loss  # fmt: skip
 
     def read(self, ids: Tensor, state: Sequence[LayerState], rows: Tensor) -> list[Tensor]:
         """Token ids [R, T], row i continuing state `rows[i]` -> the stream after every layer, each [R, T, C]."""

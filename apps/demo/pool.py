@@ -19,6 +19,8 @@ from apps.demo.scenes import Scene, changed
 HELD_OUT = 0  # seeds of held-out scenes start here, those of training scenes at TRAINING
 TRAINING = 1_000_000
 SHARD = 4000
+AGAIN = 0.25  # share of frames that show the scene of the frame before
+SINGLE = 0.25  # share of groups that begin with a single object at least
 
 
 @dataclass
@@ -40,13 +42,21 @@ class Material:
     changes: list[str]  # the second half of `scenes` are later frames of the first, changed like this
 
     def frames(self, count: int, groups: int, rng: random.Random) -> tuple[list[list[int]], list[str | None]]:
-        """Groups of `count` indices, and what changed where the last frame is a later one of the first."""
+        """Groups of `count` indices, and what changed in the second frame where it is a later one of the first.
+
+        Some frames show the scene of the frame before, changed a little or not at all; some groups begin with a
+        single object.
+        """
         half, out, changes = len(self.changes), [], []
+        single = [i for i, s in enumerate(self.scenes) if len(s.things) == 1]
         for _ in range(groups):
             pick = rng.sample(range(len(self.scenes)), count)
-            pair = count == 2 and half > 0 and rng.random() < 0.65
-            if pair:
-                pick = [pick[0] % half, pick[0] % half + half]
+            if single and rng.random() < SINGLE:
+                pick[0] = rng.choice(single)
+            for i in range(1, count):
+                if half and rng.random() < AGAIN:
+                    pick[i] = pick[i - 1] + (half if pick[i - 1] < half else -half)
+            pair = half > 0 and pick[1] == pick[0] + half
             out.append(pick)
             changes.append(self.changes[pick[0]] if pair else None)
         return out, changes
@@ -76,6 +86,16 @@ class Pool:
     def training(self, index: int) -> Shard:
         """A training shard."""
         return self.shard(TRAINING + SHARD * index, SHARD)
+
+    def features(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor kept under a name that says what it was made of."""
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            partial = path.with_suffix(f".{random.randrange(10**9)}")
+            torch.save(make(), partial)
+            partial.rename(path)
+        kept: Tensor = torch.load(path, weights_only=True)
+        return kept
 
     def later(self, shard: Shard, count: int) -> Shard:
         """A later frame of each of the first `count` scenes of a shard."""

@@ -301,17 +301,22 @@ _ZH_CHANGE = {"nothing": "没有", "moved": "移动", "appeared": "出现", "dis
 
 
 def about_frame(item: Item, frame: int, frames: int, rng: random.Random) -> Item:
-    """The question asked about one of several frames. Without a word about the frame it means the last one."""
+    """The question asked about one of several frames. Without a word about the frame it means the last one.
+
+    The last frame can always be named, and the first; those between only up to the fourth (`IndexError`).
+    """
     zh, last = item.language == "zh", frame == frames - 1
-    names = [_ZH_ORDINALS[frame] if zh else f"In the {_ORDINALS[frame]} picture"]
+    names = []
     if last:
-        names += ["最后一张图" if zh else "In the last picture", ""]
+        names = ["", "", "", "最后一张图" if zh else "In the last picture"]
+    if not last or frames <= len(_ORDINALS):
+        names.append(_ZH_ORDINALS[frame] if zh else f"In the {_ORDINALS[frame]} picture")
     if frames == 2 and not last:
         names.append("之前的图" if zh else "In the earlier picture")
     name = rng.choice(names)
     start = (name + ("：" if zh else ": ")) if name else ""
     mentions = tuple(Mention(m.end + len(start), m.things) for m in item.mentions)
-    kind = ("current" if last else "earlier") + " frame"
+    kind = ("current" if last else "earlier" if frame else "first") + " frame"
     return Item(kind, item.language, start + item.question, item.answer, mentions)
 
 
@@ -321,6 +326,33 @@ def ask_change(change: str, rng: random.Random) -> Item:
     question = rng.choice(("有什么变化？", "什么变了？") if zh else ("What changed?", "What is different?"))
     answer = _ZH_CHANGE[change] if zh else {"colour": "color"}.get(change, change)
     return Item("change", "zh" if zh else "en", question, answer)
+
+
+def ask_seen(frames: Sequence[Scene], rng: random.Random) -> Item | None:
+    """Whether something that is not in view now was in view before; None where the wanted answer has no example.
+
+    Always colour and form together: after many frames nearly every colour was seen, and the words alone would tell.
+    """
+    *before, now = frames
+    zh, yes = rng.random() < 0.4, rng.random() < 0.5
+    if yes:
+        gone = [Phrase(t.colour, t.form) for t in rng.choice(before).shapes]
+    else:
+        gone = [Phrase(rng.choice(COLOUR_NAMES), rng.choice(SHAPES)) for _ in range(30)]
+        gone = [p for p in gone if not any(p.found(s) for s in before)]
+    gone = [p for p in gone if not p.found(now)]
+    if not gone:
+        return None
+    phrase = rng.choice(gone)
+    words = phrase.say(rng, zh)
+    article = "an" if words[0] in "aeio" else "a"
+    template = rng.choice(
+        ("之前有{}吗？", "之前有没有{}？")
+        if zh
+        else (f"Was there {article} {{}} before?", f"Did you see {article} {{}} before?")
+    )
+    found = tuple(t for s in before for t in phrase.found(s))
+    return _build("seen", zh, template, _yes(zh, yes), [(words, found)])
 
 
 def ask_earlier(first: Scene, rng: random.Random) -> Item | None:

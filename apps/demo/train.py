@@ -2,7 +2,9 @@
 
     tower     the vision tower alone, on dense labels
     language  projector and language model on the frozen tower's features
-    joint     everything together; also conversations of several turns and questions about several frames
+    joint     everything together
+
+`--turns` adds conversations of several turns, `--frames` questions while several frames are watched.
 
 Every phase starts from `--start`, holds its rate and then anneals it to nearly nothing, and saves its state to
 `--out` every minute, at the end and on Ctrl-C. The same command with `--start` set to that file goes on.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import random
 import tempfile
 import time
@@ -32,6 +35,8 @@ from apps.demo.pool import Material, Pool, Shard
 from apps.demo.questions import WEIGHTS
 
 HERE = Path(__file__).parent
+LENGTHS = {2: 0.14, 3: 0.14, 4: 0.14, 6: 0.16, 8: 0.14, 12: 0.18, 16: 0.1}  # frames watched, and how often
+FEWEST = 6  # sequences of frames a step
 FORGETFUL = 0.02  # weight of the newest value in printed averages
 
 
@@ -55,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--tower-share", type=float, default=0.15, help="the tower's share of the rates in `joint`")
     p.add_argument("--phrases", type=float, default=0.5, help="weight of the read-outs at phrases")
     p.add_argument("--turns", type=float, default=0.0, help="share of scenes asked in conversations of 2 or 3 turns")
-    p.add_argument("--frames", type=float, default=0.0, help="share of steps about two to four frames (joint only)")
+    p.add_argument("--frames", type=float, default=0.0, help="share of steps about 2 to 16 frames")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=1, help="threads a rank")
     p.add_argument("--report", type=float, default=120, help="seconds between reports")
@@ -77,6 +82,8 @@ class Trainer:
         if options.start:
             found = torch.load(options.start, weights_only=True, map_location=self.device)
             self.net.load_state_dict(found, strict=False)  # a phase may bring heads of its own
+        tower = b"".join(x.cpu().numpy().tobytes() for x in self.net.vit.state_dict().values())
+        self.tower = hashlib.sha256(tower).hexdigest()[:12]  # names features that may be used again
         self.pool = Pool(options.pool, options.shards)
         self.meter = Meter(self.net, self.words, self.pool)
         self.weights = dict(WEIGHTS)
@@ -183,12 +190,14 @@ class Trainer:
         self._step(loss, done)
 
     def frame_step(self, material: Material, done: float) -> None:
-        """One step on questions about two to four frames."""
+        """One step on questions asked while several frames are watched."""
         o = self.options
-        length = self.rng.choices((2, 3, 4), (6, 2, 2))[0]
-        picks, changes = material.frames(length, max(self.count * 2 // 3, 1), self.rng)
+        length = self.rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
+        sequences = max(FEWEST, self.count * 2 // length)
+        picks, changes = material.frames(length, sequences, self.rng)
         groups = [[material.scenes[k] for k in pick] for pick in picks]
-        rows = frame_rows(self.words, groups, changes, o.questions, self.rng, self.weights)
+        each = self.count * o.questions / (sequences * length)
+        rows = frame_rows(self.words, groups, changes, each, self.rng, self.weights)
         between = [ids.to(self.device) for ids in bridges(self.words, groups, self.rng)]
         with precision(self.device):
             frames = [material.source[list(part)].to(self.device) for part in zip(*picks, strict=True)]
@@ -232,7 +241,10 @@ class Trainer:
         if self.options.frames:
             later = self.pool.later(shard, len(scenes))
             scenes, pictures, changes = scenes + later.scenes, torch.cat([pictures, later.pictures]), later.changes
-        return Material(scenes, embed(self.net, pictures) if self.options.phase == "language" else pictures, changes)
+        if self.options.phase != "language":
+            return Material(scenes, pictures, changes)
+        name = f"{shard.first}-{len(pictures)}-{self.tower}"
+        return Material(scenes, self.pool.features(name, lambda: embed(self.net, pictures)), changes)
 
     def run(self) -> None:
         """Train until the time is up or Ctrl-C."""

@@ -52,9 +52,9 @@ class Feed:
                 item = self.items.pop(0)
             if isinstance(item, Exception):
                 raise item
-            if isinstance(item, threading.Event):  # a driver that hangs
+            if isinstance(item, threading.Event):  # a driver that hangs, and then gives a late frame
                 item.wait(PATIENCE)
-                continue
+                item = grey(77)
             yield item
 
 

@@ -53,7 +53,7 @@ def test_the_chosen_kinds_are_asked() -> None:
 def test_questions_about_two_pictures(seed: int) -> None:
     film = plan(["count", "frames", "change"], seed)
     told = [asked for asked in film.asked if asked.earlier_s]
-    assert {asked.item.kind for asked in told} == {"earlier frame", "change"}
+    assert {asked.item.kind for asked in told} == {"first frame", "change"}
     for asked in told:
         shot = next(s for s in film.shots if s.start <= asked.time_s < s.end)
         before = film.shots[film.shots.index(shot) - 1]

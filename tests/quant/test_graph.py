@@ -1,0 +1,172 @@
+"""Rewritten graphs: the product onnxruntime makes of the codes, and which tensor becomes what."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+import quant.graph
+from quant.recipe import KEEP, RECIPES, Recipe, Rule
+from quant.weights import FORMATS, dequantize, quantize
+
+NAME = "blocks.0.ffn.key"
+
+
+def product(weight: np.ndarray, name: str = NAME) -> ir.Model:
+    """y = x @ weight."""
+    k, n = weight.shape
+    x = ir.Value(name="x", shape=ir.Shape(["B", k]), type=ir.TensorType(ir.DataType.FLOAT))
+    w = ir.Value(name=name, const_value=ir.Tensor(weight, name=name))
+    w.shape, w.dtype = ir.Shape(weight.shape), ir.DataType.FLOAT
+    node = ir.node("MatMul", [x, w])
+    node.outputs[0].name = "y"
+    node.outputs[0].shape, node.outputs[0].dtype = ir.Shape(["B", n]), ir.DataType.FLOAT
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 18}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+def everything(fmt: str) -> Recipe:
+    return Recipe("test", (Rule("*", fmt, "test"),), "float32")
+
+
+def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
+    (y,) = session.run(None, {"x": x})
+    return y
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("k", "rows"), [(96, 1), (96, 7), (72, 1), (200, 5)])
+def test_onnxruntime_reads_the_layout(name: str, k: int, rows: int) -> None:
+    """Activations that 8 bits hold exactly leave only the weights' layout to be right."""
+    fmt, rng = FORMATS[name], np.random.default_rng(k)
+    weight, x = rng.standard_normal((k, 40), np.float32), rng.integers(-127, 128, (rows, k)).astype(np.float32)
+    x[:, :: min(fmt.block, 16)] = 127  # in every block, so that the kernel's activation scale is 1
+    model = product(weight)
+    quant.graph.apply(model, everything(name))
+    back = dequantize(quantize(weight, fmt), k, fmt)
+    np.testing.assert_allclose(run(model, x), x @ back, rtol=1e-5, atol=2e-3)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("float16", 1e-3), ("int8-b32", 1e-2), ("int4-b32", 9e-2)])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_the_rewritten_product_is_close(name: str, limit: float, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((96, 40), np.float32), rng.standard_normal((rows, 96), np.float32)
+    model = product(weight)
+    (rule,) = quant.graph.apply(model, everything(name))
+    size = {"float16": 2 * 96, "int8-b32": 96 + 3 * 4, "int4-b32": 48 + 3 * 4 + 2}[name] * 40
+    assert (rule.format, rule.count, rule.bytes) == (name, 1, size)
+    assert sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value) == size
+    assert relative(run(model, x), x @ weight) < limit
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_large_activations_do_not_saturate(name: str, rows: int) -> None:
+    """All-positive, all-large inputs and weights: the case in which u8 x s8 products overflow 16 bits."""
+    weight, x = np.full((160, 8), 0.9, np.float32), np.full((rows, 160), 250.0, np.float32)
+    weight[:, 4:] *= -1
+    model = product(weight)
+    quant.graph.apply(model, everything(name))
+    np.testing.assert_allclose(run(model, x), x @ weight, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["int8-b32", "int4-b32"])
+def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
+    rng = np.random.default_rng(3)
+    weight, x = rng.standard_normal((96, 40), np.float32), rng.standard_normal((6, 96), np.float32)
+    model = product(weight)
+    quant.graph.apply(model, everything(name))
+    together = run(model, x)
+    x[1:] *= 1000
+    np.testing.assert_allclose(run(model, x)[0], together[0], rtol=1e-5)
+    np.testing.assert_allclose(run(model, x[:1])[0], together[0], rtol=1e-5)
+
+
+def test_only_what_a_rule_names_changes() -> None:
+    model = product(np.ones((64, 8), np.float32))
+    (rule,) = quant.graph.apply(model, Recipe("other", (Rule("head.*", "int8-b32", "test"),), "float32"))
+    assert (rule.format, rule.count) == ("float32", 1)
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+
+
+MATRICES = ("att.receptance", "att.key", "att.value", "att.output", "ffn.key", "ffn.value")
+OTHERS = (
+    "att.gate",
+    "att.mem_read",
+    "att.mem_gate",
+    "cross.receptance",
+    "cross.gate",
+    "cross.output",
+    "ffn.receptance",
+)
+KEPT = (
+    "att.w1",
+    "att.time_decay_w2",
+    "att.time_maa_w1",
+    "cross.time_maa_w1",
+    "att.g2",
+    "att.time_mem_w1",
+    "ln1_weight",
+)
+
+
+@pytest.mark.parametrize("matrix", MATRICES + OTHERS)
+@pytest.mark.parametrize(
+    ("precision", "wanted"),
+    [
+        ("fp32", ["float32"] * 8),
+        ("fp16", ["float16"] * 8),
+        ("int8", ["float32"] + ["int8-b32"] * 7),
+        ("int4", ["int8-b32"] * 2 + ["int4-b32"] * 6),
+    ],
+)
+def test_recipes_by_layer(precision: str, matrix: str, wanted: list[str]) -> None:
+    recipe = RECIPES[precision]
+    assert [recipe.rule(f"blocks.{i}.{matrix}", 8).format for i in range(8)] == wanted
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_what_no_recipe_touches(precision: str) -> None:
+    recipe = RECIPES[precision]
+    names = [f"blocks.{i}.{name}" for name in KEPT for i in (0, 7)]
+    names += ["head.ln_out_weight", "tower.sam.blocks.0.qkv", "projector.gate"]
+    assert all(recipe.rule(name, 8) is KEEP for name in names)
+    assert recipe.rule("head.head", 8).format == "int8-b32"
+    assert recipe.embedding == "float16"
+
+
+@pytest.mark.parametrize(("blocks", "first"), [(1, 1), (3, 1), (4, 1), (12, 3), (24, 6), (32, 8)])
+def test_the_first_quarter_is_rounded_up(blocks: int, first: int) -> None:
+    recipe = RECIPES["int4"]
+    formats = [recipe.rule(f"blocks.{i}.att.key", blocks).format for i in range(blocks)]
+    assert formats == ["int8-b32"] * first + ["int4-b32"] * (blocks - first)
+
+
+def test_the_precision_map_tells_what_became_of_every_tensor() -> None:
+    """Five layers of one matrix, with a head and a norm."""
+    shape, names = (32, 32), [f"blocks.{i}.att.key" for i in range(5)] + ["head.head"]
+    x = ir.Value(name="x", shape=ir.Shape(["B", 32]), type=ir.TensorType(ir.DataType.FLOAT))
+    weights, nodes, last = [], [], x
+    for name in (*names, "head.ln_out_weight"):
+        array = np.ones(shape if name != "head.ln_out_weight" else 32, np.float32)
+        weights.append(ir.Value(name=name, const_value=ir.Tensor(array, name=name), shape=ir.Shape(array.shape)))
+        nodes.append(ir.node("MatMul" if array.ndim == 2 else "Mul", [last, weights[-1]]))
+        last = nodes[-1].outputs[0]
+        last.name = f"after {name}"
+    graph = ir.Graph([x], [last], nodes=nodes, initializers=weights, opset_imports={"": 18}, name="g")
+    rules = quant.graph.apply(ir.Model(graph, ir_version=10), RECIPES["int4"])
+    assert [(rule.tensors, rule.format, rule.count, rule.bytes) for rule in rules] == [
+        ("*.att.key of the first 2 of 5", "int8-b32", 2, 2 * 32 * 36),
+        ("*.att.key", "int4-b32", 3, 3 * 32 * (16 + 4 + 1)),
+        ("head.head", "int8-b32", 1, 32 * 36),
+        ("*", "float32", 1, 128),
+    ]
+    assert all(rule.reason for rule in rules)
