@@ -77,7 +77,9 @@ def test_other_float_types_load_to_the_same_weights(golden: Path, tmp_path: Path
             assert weight.dtype == torch.float32
             assert weight.is_contiguous()
         key = tensors["blocks.1.att.key.weight"]
-        assert torch.equal(load_weight(checkpoint, model_sources(spec)["step.blocks.1.att.key"]), key.to(dtype).float().T)
+        assert torch.equal(
+            load_weight(checkpoint, model_sources(spec)["step.blocks.1.att.key"]), key.to(dtype).float().T
+        )
 
 
 def test_sha256_and_progress(golden: Path) -> None:

@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import ConfigError
-from runtime.prompt import ImageSlot, Piece, answer_piece, conversation_pieces, tokenise, turn_pieces
-from runtime.sampling import GenerateOptions
-from runtime.prompt import Turn
+from runtime.prompt import ImageSlot, Piece, Turn, answer_piece, conversation_pieces, tokenise, turn_pieces
 from runtime.reply import Chunk
-from runtime.session import Session
+from runtime.sampling import GenerateOptions
 from runtime.spec import Manifest, RegionSpec, VisionSpec
 from runtime.tokenizer import Tokenizer
 from tests.runtime.recording import (

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputError, StateError
-from runtime.sampling import GenerateOptions
 from runtime.reply import Chunk
+from runtime.sampling import GenerateOptions
 from runtime.session import Session
 from runtime.tokenizer import Tokenizer
 from tests.runtime.recording import MANIFEST, VOCAB, RecordingEngine, fed, open_session, picture, say
@@ -85,7 +85,9 @@ def test_cancel_from_another_thread(tokenizer: Tokenizer) -> None:
 
 
 def test_interleaved_sessions_do_not_leak(tokenizer: Tokenizer) -> None:
-    alone = [list(open_session(RecordingEngine(), tokenizer).ask(q, options=GenerateOptions(max_tokens=9))) for q in "AB"]
+    alone = [
+        list(open_session(RecordingEngine(), tokenizer).ask(q, options=GenerateOptions(max_tokens=9))) for q in "AB"
+    ]
     engine = RecordingEngine()
     streams = [open_session(engine, tokenizer).ask(q, options=GenerateOptions(max_tokens=9)) for q in "AB"]
     mixed: list[list[int]] = [[], []]
