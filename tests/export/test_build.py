@@ -159,7 +159,7 @@ def test_unknown_options(text_model: Path, tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["missing.pth"], "missing.pth"),
-        (["rwkv6_text.pth"], "RWKV-6"),
+        (["pre_a.png"], "not a checkpoint"),
         (["rwkv7_text.pth", "--config", "missing.json"], "missing.json"),
     ],
 )
