@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.errors import BundleError
+from runtime.onnxfile import external_files
 from runtime.spec import MANIFEST_FILE, EmbeddingSpec, FileSpec, Manifest
 
 _MANIFEST_LIMIT = 16 << 20  # bytes; a manifest is a few kilobytes
@@ -71,6 +72,7 @@ class Bundle:
         bundle._check_names()
         for name, declared in manifest.files.items():
             _check_file(root, name, declared, verify=verify)
+        bundle._check_weights()
         if fingerprint(manifest.files) != manifest.fingerprint:
             raise BundleError(
                 f"{manifest_path} was edited: its fingerprint does not match its files", hint=_EXPORT_AGAIN
@@ -100,6 +102,16 @@ class Bundle:
                 wanted=f"{size} bytes for {manifest.embedding.rows} x {manifest.embedding.width}",
                 hint=_EXPORT_AGAIN,
             )
+
+    def _check_weights(self) -> None:
+        """Whatever a graph reads beside its own file must have been listed, and so checked."""
+        for graph in self.manifest.graphs:
+            for name in sorted(external_files(self.file(graph.file)) - set(self.manifest.files)):
+                raise BundleError(
+                    f"{graph.file} reads {name!r}, which {MANIFEST_FILE} does not list",
+                    wanted="weights in files of the bundle",
+                    hint=_EXPORT_AGAIN,
+                )
 
 
 def _table_bytes(spec: EmbeddingSpec) -> int:

@@ -66,7 +66,10 @@ class Engine:
 
     def embed(self, tokens: Tokens) -> Embeddings:
         """Look up token embeddings, ln0 applied: ids [T] -> [T, C] float32. Raises `InputError` for an id outside."""
-        ids = np.asarray(tokens, np.int64).reshape(-1)
+        try:
+            ids = np.asarray(tokens, np.int64).reshape(-1)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise InputError(f"token ids that are no whole numbers: {error}", wanted="ids of the vocabulary") from None
         rows = self.manifest.vocab_size
         outside = ids[(ids < 0) | (ids >= rows)]
         if outside.size:

@@ -15,6 +15,9 @@ from runtime.spec import RegionSpec, ViewSpec, VisionSpec
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 Mpx is 192 MB of RGB
 
+# Pillow would try some forty decoders on a file, one of which starts another program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 ImageSource = np.ndarray | str | Path | Image.Image
 
 _RESAMPLING = {
@@ -42,7 +45,7 @@ def load_image(source: ImageSource) -> np.ndarray:
         return _from_pil(source, "the PIL image")
     if isinstance(source, (str, Path)):
         try:
-            with Image.open(source) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 return _from_pil(image, str(source))
         except InputError:
             raise

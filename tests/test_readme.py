@@ -90,6 +90,7 @@ def test_the_quickstart_answers(demo_bundle: Path, tmp_path: Path) -> None:
     capture.release()
     assert good
     cv2.imwrite(str(tmp_path / "picture.png"), frame)
+    (tmp_path / "street.mp4").symlink_to(ROOT / "apps" / "demo" / "sample.mp4")
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "demo-int8-cpu").symlink_to(demo_bundle)
     snippet = "\n".join(block for document, block in blocks("python") if document == "README.md")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import GraphProto, ModelProto, TensorProto
 
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, fingerprint, sha256_file
 from runtime.errors import BundleError, SchemaError, VisualRWKVError
-from runtime.spec import MANIFEST_FILE, SCHEMA_VERSION, Manifest
+from runtime.spec import MANIFEST_FILE, SCHEMA_VERSION, FileSpec, Manifest
 from tests.runtime.fake_bundle import write_fake_bundle
 
 
@@ -128,3 +130,21 @@ def test_a_mutated_manifest_is_refused_or_harmless(folder: Path, data: st.DataOb
         pass
     finally:
         path.write_text(original)
+
+
+def test_weights_that_the_manifest_does_not_list_are_refused(folder: Path) -> None:
+    outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="elsewhere.bin")
+    graph = folder / Bundle.open(folder).manifest.graphs[0].file
+    graph.write_bytes(ModelProto(ir_version=9, graph=GraphProto(initializer=[outside])).SerializeToString())
+    (folder / "elsewhere.bin").write_bytes(b"1234")
+    rewrite_digests(folder)
+    with pytest.raises(BundleError, match=r"reads 'elsewhere\.bin', which manifest\.json does not list"):
+        Bundle.open(folder)
+
+
+def rewrite_digests(folder: Path) -> None:
+    """Make the manifest fit its files again, as somebody who means harm would."""
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    files = {name: FileSpec((folder / name).stat().st_size, sha256_file(folder / name)) for name in manifest["files"]}
+    edit(folder, files={name: asdict(spec) for name, spec in files.items()}, fingerprint=fingerprint(files))
