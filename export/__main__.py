@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,16 @@ def parser() -> argparse.ArgumentParser:
         "--vision", type=Path, nargs="+", default=[], metavar="FILE", help="vision towers in own files"
     )
     command.add_argument(
+        "--scan",
+        choices=("unidirectional", "bidirectional", "multidirectional"),
+        help="how the layers of a v6 model read pictures (default: as it was evaluated)",
+    )
+    command.add_argument(
+        "--image-position",
+        choices=("first", "middle", "last"),
+        help="where pictures stand in the prompt; middle repeats the question around them (default: as trained)",
+    )
+    command.add_argument(
         "--system-prompt", default="", metavar="TEXT", help="what every session begins after, baked in as a state"
     )
     command.add_argument("--inspect", action="store_true", help="say what the checkpoint is, and stop")
@@ -97,6 +108,8 @@ def _export(args: argparse.Namespace) -> None:
     else:
         name = checkpoint.stem
     config = ExportConfig.load(config_path, checkpoint.name) if config_path else ExportConfig()
+    chosen = {"scan": args.scan, "image_position": args.image_position}
+    config = replace(config, **{key: value for key, value in chosen.items() if value is not None})
     if args.inspect:
         _inspect(checkpoint, tuple(args.vision), config)
         return

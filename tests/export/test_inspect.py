@@ -48,3 +48,12 @@ def test_the_command_exports_nothing(
     assert list(tmp_path.iterdir()) == []
     assert main([str(tmp_path / "none.pth"), "--inspect"]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_scan_and_position_can_be_chosen(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--config", str(golden / "configs.json"), "--inspect"]
+    assert main([str(golden / "v60.pth"), "--scan", "multidirectional", "--image-position", "last", *common]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "last in the prompt; layers read them natural / reversed / transposed / transposed_reversed" in said
+    assert main([str(golden / "rwkv6_text.pth"), "--scan", "unidirectional", *common]) == 1
+    assert "remove scan" in capsys.readouterr().err
