@@ -261,11 +261,9 @@ def _is_dead(key: str, spec: ArchSpec) -> bool:
 
 def title(spec: ArchSpec) -> str:
     """Return what a model is called, e.g. "VisualRWKV-7 v7.00 model"."""
-    return (
-        f"{'RWKV-6' if spec.family == 'rwkv6' else 'RWKV-7'} text model"
-        if spec.tower is None
-        else (f"{VARIANTS[spec.version].title} model")
-    )
+    if spec.tower is None:
+        return f"{'RWKV-6' if spec.family == 'rwkv6' else 'RWKV-7'} text model"
+    return f"{VARIANTS[spec.version].title} model"
 
 
 def _listed(title: str, items: list[str]) -> str:
