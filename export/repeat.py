@@ -29,7 +29,7 @@ _traced: dict[str, ir.Model] = {}
 @torch.library.custom_op("vrwkv::block", mutates_args=())
 def placeholder(inputs: list[Tensor], outputs: int, name: str) -> list[Tensor]:
     """Stand for the block `name`; its outputs have the shapes of its first inputs."""
-    raise NotImplementedError("a placeholder is never run")
+    raise ExportError(f"the placeholder of {name} was run", wanted="to be replaced while the model is traced")
 
 
 @placeholder.register_fake

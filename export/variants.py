@@ -43,7 +43,7 @@ class Variant:
 
 
 _GOLDEN = "official outputs (tests/golden)"
-_REFERENCE = "independent NumPy reference of its tower and scan"
+_REFERENCE = "independent NumPy reference of its parts"
 _UNIT = "unit tests of its parts"
 
 

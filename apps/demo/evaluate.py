@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None, *, load: Callable[..., VisualRWKV] =
         print("  {question}  is {answer!r}, said {said!r}".format(**mistake))
     if args.json:
         figures = {
-            "bundle": str(args.bundle),
+            "bundle": args.bundle.name,
             "seed": args.seed,
             "scenes": args.scenes,
             "seconds": round(time.monotonic() - started, 1),

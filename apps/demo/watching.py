@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None, *, load: Callable[..., VisualRWKV] =
     print("looking, for every new frame: " + ", ".join(f"{mode} {ms:.1f} ms" for mode, ms in look_ms.items()))
     if args.json:
         kept = {k: getattr(args, k) for k in ("seed", "sequences", "frames", "window")}
-        figures = {"bundle": str(args.bundle), **kept, "look_ms": look_ms, "rows": rows}
+        figures = {"bundle": args.bundle.name, **kept, "look_ms": look_ms, "rows": rows}
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         chart(rows, args.window, args.plot)
