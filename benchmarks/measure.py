@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,12 @@ def memory_mb(pid: int | str = "self") -> dict[str, float]:
     fields = dict(line.split(":", 1) for line in _lines(f"/proc/{pid}/status") if ":" in line)
     kilobytes = {name: float(fields[key].split()[0]) for name, key in (("rss", "VmRSS"), ("anon", "RssAnon"))}
     return {name: value * 1024 / 1e6 for name, value in kilobytes.items()}
+
+
+def show_progress(text: str) -> None:
+    """Write over the last line of the terminal; nothing where the output goes elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def median_seconds(run: Callable[[], object], seconds: float = 2.0, least: int = 3) -> float:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.constant_memory import plot
-from benchmarks.measure import machine, memory_mb
+from benchmarks.measure import machine, memory_mb, show_progress
 from runtime import VisualRWKV
 from runtime.guard import Watchdog
 from runtime.state import State
@@ -47,6 +47,7 @@ def run(bundle: Path, steps: int, threads: int | None, seed: int = 0) -> list[di
             step = (number + 1) * every
             if fault or not np.isfinite(logits).all():
                 raise SystemExit(f"after {step} steps: {fault or 'logits that are not finite'}")
+            show_progress(f"{step:,} of {steps:,} steps")
             table[number] = step, 1e3 * float(np.median(times)), memory_mb()["anon"], _largest(state)
     return [dict(zip(FIELDS, row, strict=True)) for row in table.tolist()]
 
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args(argv)
     rows = run(args.bundle, args.steps, args.threads)
+    show_progress("")
     tenth, held, figures = max(1, len(rows) // 10), True, {}
     print(f"{'':<20}{'first tenth':>12}{'last tenth':>12}{'limit':>9}")
     for key, name, limit in (("ms", "ms per token", MEDIANS), ("anon_mb", "RssAnon, MB", MEMORY), ("largest", "", 0.0)):

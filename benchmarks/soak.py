@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from apps.sources import open_source
-from benchmarks.measure import machine, memory_mb
+from benchmarks.measure import machine, memory_mb, show_progress
 from runtime import GenerateOptions, VisualRWKV
 from runtime.watch import Watch
 
@@ -88,7 +88,9 @@ def _ask_on(watch: Watch, asked: Record, began: float, args: argparse.Namespace)
         for chunk in watch.ask(question, options=OPTIONS):
             last = chunk
         assert last is not None and last.stats is not None
-        asked.add(time.monotonic() - began, memory_mb()["anon"], 1e3 * last.stats.ttft_s, watch.tokens)
+        now, anon, ttft = time.monotonic() - began, memory_mb()["anon"], 1e3 * last.stats.ttft_s
+        asked.add(now, anon, ttft, watch.tokens)
+        show_progress(f"{now / 60:.1f} of {args.minutes:g} minutes, {anon:.1f} MB, {ttft:.0f} ms to the first token")
 
 
 def judge(found: dict[str, Any], warmup: float) -> list[tuple[str, float, float, float, bool]]:
@@ -145,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     args = parser().parse_args(argv)
     found = run(args)
+    show_progress("")
     rows = judge(found, args.warmup)
     print(f"{'':<22}{'first tenth':>12}{'last tenth':>12}{'limit':>9}")
     for name, first, last, limit, holds in rows:

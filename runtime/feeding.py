@@ -58,12 +58,12 @@ class Feeder:
             progress.frames += 1
             progress.vision_s += time.perf_counter() - start
         if self._manifest.prompt.image_position == "first" and images:
-            pieces = turn_pieces(self._manifest.prompt, "", progress.pictures)
-            self.place(progress, pieces[: 2 * progress.pictures])
+            pieces = turn_pieces(self._manifest.prompt, "", progress.pictures, placed=progress.placed)
+            self.place(progress, pieces[:-2])  # without the question
 
     def place(self, progress: Progress, pieces: Sequence[Piece]) -> None:
-        """Queue the pieces of the coming turn that are not placed yet."""
-        for piece in pieces[progress.placed :]:
+        """Queue the pieces of the coming turn that come next."""
+        for piece in pieces:
             if isinstance(piece, ImageSlot):
                 picture = progress.waiting.pop(piece.index)
                 progress.queue.append(picture)
@@ -72,7 +72,7 @@ class Feeder:
                 ids = self._tokenizer.encode(piece)
                 progress.queue.append(ids)
                 progress.prompt_tokens += len(ids)
-        progress.placed = len(pieces)
+        progress.placed += len(pieces)
 
     def stand_in(self, progress: Progress) -> None:
         """Put what the model was trained with in place of the picture that a new conversation lacks."""

@@ -45,7 +45,7 @@ def clean(text: str) -> str:
 
 
 def turn_pieces(
-    prompt: PromptSpec, question: str, n_images: int, *, turns: Sequence[Turn] | None = None
+    prompt: PromptSpec, question: str, n_images: int, *, turns: Sequence[Turn] | None = None, placed: int = 0
 ) -> list[Piece]:
     """Return one turn: the user's message in pieces, then the opening of the answer.
 
@@ -56,18 +56,21 @@ def turn_pieces(
         n_images: how many pictures come with it.
         turns: for "middle", the turns of the conversation, this one included (the default: it alone), since a
             sandwich repeats all that people say in it.
+        placed: how many pieces to leave out at the beginning; they cost nothing, however many pictures came before.
 
     Returns:
         Strings to be tokenised one by one, and slots for pictures. With pictures first, piece 2 i + 1 is
         picture i whatever the question is, so it can be fed before the question is known.
     """
     if not n_images:
-        return [prompt.user + clean(question) + prompt.turn_end, prompt.assistant]
+        pieces: list[Piece] = [prompt.user + clean(question) + prompt.turn_end, prompt.assistant]
+        return pieces[placed:]
     before, after = _around(prompt, question, turns or [Turn(question, n_images)])
-    pieces: list[Piece] = [prompt.user + before]
-    for index in range(n_images):
-        pieces += [ImageSlot(index), prompt.image_separator]
-    return [*pieces[:-1], after + prompt.turn_end, prompt.assistant]
+    first = min(placed // 2, n_images - 1)  # pieces 2 i and 2 i + 1: what stands before picture i, and it
+    pieces = []
+    for index in range(first, n_images):
+        pieces += [prompt.image_separator if index else prompt.user + before, ImageSlot(index)]
+    return [*pieces, after + prompt.turn_end, prompt.assistant][placed - 2 * first :]
 
 
 def answer_piece(prompt: PromptSpec, answer: str) -> str:

@@ -296,7 +296,8 @@ class Session:
             self._feeder.look(progress, images)
             self._feeder.stand_in(progress)
             turns = [*progress.history, Turn(question, progress.pictures)]
-            self._feeder.place(progress, turn_pieces(manifest.prompt, question, progress.pictures, turns=turns))
+            pieces = turn_pieces(manifest.prompt, question, progress.pictures, turns=turns, placed=progress.placed)
+            self._feeder.place(progress, pieces)
             self._undo.push(self._state, self._progress)
             token = self._prefill(progress, sampler)
             self._progress = progress

@@ -97,7 +97,6 @@ class FrameFeeder:
 
     def _see(self, slot: Slot) -> None:
         self._session.see(slot.image)
-        _settle(self._session._progress)
 
     def _keep(self, slot: Slot) -> None:
         self._kept.append(slot)
@@ -126,13 +125,3 @@ class FrameFeeder:
 
     def _tell(self, name: str, error: Exception, *, again: bool) -> None:
         event(_log, logging.WARNING, name, f"{type(error).__name__}: {error}", frame=self.counts.fed, again=again)
-
-
-def _settle(progress: Progress) -> None:
-    """Make the next picture of a long turn cost what the second costs.
-
-    All pictures of the turn have been fed, and of the transcript so far only its end decides what comes next; without
-    this, the pieces of the whole turn are laid out again for every frame (`prompt.turn_pieces`).
-    """
-    if progress.pictures > 1 and not progress.queue and not progress.waiting:
-        progress.pictures, progress.placed = 1, 2

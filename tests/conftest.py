@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of official outputs to match, in the format of tests/golden/README.md",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs beside the other tests is looked at last."""
+    items.sort(key=_soaks)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _start_what_takes_long(request: pytest.FixtureRequest) -> None:
+    if any(map(_soaks, request.session.items)):
+        request.getfixturevalue("soaking")
+
+
+def _soaks(item: pytest.Item) -> bool:
+    return "soaking" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +70,18 @@ def demo_bundle(export: Callable[..., Path]) -> Path:
     demo = ROOT / "apps" / "demo"
     config = ExportConfig.load(demo / "demo.json", "demo.safetensors")
     return export(demo / "demo.safetensors", precision="int8", config=config)
+
+
+@pytest.fixture(scope="session")
+def soaking(demo_bundle: Path) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Three minutes of watching, under way since the session began: with one state, and with a window of frames."""
+    command = [sys.executable, "-m", "benchmarks.soak", str(demo_bundle), "--minutes", "3", "--warmup", "60"]
+    command += ["--fps", "5", "--every", "1", "--threads", "1"]
+    started = {
+        name: subprocess.Popen(command + more, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name, more in {"state": [], "window": ["--window", "4"]}.items()
+    }
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()

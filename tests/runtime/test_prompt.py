@@ -71,6 +71,15 @@ def test_pictures_first_do_not_depend_on_the_question(question: str, images: int
     assert turn_pieces(V7, question, images)[: 2 * images] == turn_pieces(V7, "", images)[: 2 * images]
 
 
+@given(
+    st.sampled_from([V7, replace(V7, image_position="middle"), replace(V7, image_position="last")]), st.integers(0, 4)
+)
+def test_pieces_already_placed_are_left_out(prompt: PromptSpec, images: int) -> None:
+    whole = turn_pieces(prompt, "What?", images)
+    for placed in range(len(whole) + 1):
+        assert turn_pieces(prompt, "What?", images, placed=placed) == whole[placed:]
+
+
 def test_placeholder_is_text_without_a_picture() -> None:
     assert turn_pieces(V7, "an <image> tag", 0)[0] == "User: an <image> tag\n\n"
     assert turn_pieces(V7, "an <image> tag", 1)[2] == "\nan  tag\n\n"

@@ -15,6 +15,7 @@ import pytest
 from runtime import VisualRWKV, camera
 from runtime.camera import Timing
 from runtime.errors import ConfigError, InputError, StateError
+from runtime.feeding import Feeder
 from runtime.sampling import GenerateOptions
 from runtime.session import Session
 from tests.runtime.fake_bundle import TOKENS
@@ -250,9 +251,13 @@ def test_a_window_shows_the_last_frames_to_a_clean_session_and_encodes_each_once
         assert found == [say(seen(model, *frames[-3:]), question) for question in ("One?", "Two?")]
 
 
-def test_a_question_and_a_frame_cost_the_same_however_long_it_has_watched(model: VisualRWKV) -> None:
+def test_a_question_and_a_frame_cost_the_same_however_long_it_has_watched(
+    model: VisualRWKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session, counter, feed = model.session(), Counter(model), Feed()
-    costs, sizes, laid_out = [], [], []
+    costs, sizes, laid_out, pieces = [], [], [], []
+    place = Feeder.place
+    monkeypatch.setattr(Feeder, "place", lambda *args: (pieces.append(len(args[-1])), place(*args))[-1])
     with session.watch(feed, policy="every", ring=500) as watch:
         for frames in (5, 50, 500):
             feed.put(*(frame(i) for i in range(watch.stats.fed, frames - 1)))
@@ -261,11 +266,12 @@ def test_a_question_and_a_frame_cost_the_same_however_long_it_has_watched(model:
             feed.put(frame(frames))
             until(lambda frames=frames: watch.stats.fed == frames)  # type: ignore[misc]
             of_frame, before = counter.positions - before, counter.positions
+            laid_out.append(pieces[-1])
             say(session, "What?")
             costs.append((of_frame, counter.positions - before))
             sizes.append((watch.nbytes, session.nbytes, len(session._undo)))
-            laid_out.append(session._progress.pictures)
-    assert len(set(costs)) == len(set(sizes[1:])) == len(set(laid_out)) == 1
+    assert len(set(costs)) == len(set(sizes[1:])) == 1
+    assert laid_out == [2, 2, 2]  # a separator and the picture
     assert costs[0][0] == TOKENS + 1
 
 
