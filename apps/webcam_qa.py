@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -21,8 +22,9 @@ from runtime import GenerateOptions, VisualRWKV
 from runtime.errors import ConfigError, SourceError, VisualRWKVError
 
 SAMPLE = Path(__file__).parent / "demo" / "sample.mp4"
+KEY = "VISUALRWKV_KEY"  # environment variable, the same as the server's
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   python -m apps.webcam_qa
       The first camera; type questions, /help for more. Without a camera: the sample video and its questions.
@@ -34,6 +36,10 @@ examples:
   python -m apps.webcam_qa --source kitchen.mp4 --questions kitchen.json --check
       Questions asked at given times, compared with the true answers: exit code 1 unless all are right.
   echo "How many circles are there?" | python -m apps.webcam_qa --source pictures/
+  python -m apps.webcam_qa --serve
+      The same as a page in a browser, at http://127.0.0.1:8000. Its camera is the browser's, or --source.
+  {KEY}=$(openssl rand -hex 16) python -m apps.webcam_qa --serve --source 0 --host 0.0.0.0
+      For other machines too; they need the token, which is in the address that is printed.
 
 A camera that disappears is opened again and again; the conversation goes on with the last frame.
 Stop with /quit or Ctrl-C."""
@@ -83,6 +89,11 @@ def parser() -> argparse.ArgumentParser:
     watch.add_argument("--fps", type=_positive, metavar="F", help="pace of a folder of pictures (default: 1)")
     watch.add_argument("--loop", action="store_true", help="start a file or folder over at its end")
     watch.add_argument("--fast", action="store_true", help="read a file as fast as it decodes, not at its pace")
+    page = p.add_argument_group("a page in the browser")
+    page.add_argument("--serve", action="store_true", help="serve a page instead of reading the terminal")
+    page.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine only)")
+    page.add_argument("--port", type=int, metavar="N", help="default: 8000; 0 takes a free one")
+    page.add_argument("--token", metavar="TEXT", help=f"needed with another --host; safer as {KEY} in the environment")
     return p
 
 
@@ -113,8 +124,11 @@ def main(
 
 def _run(args: argparse.Namespace, load: Callable[..., VisualRWKV], stdin: TextIO | None) -> int:
     options = GenerateOptions(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
-    source, script = _what_to_watch(args)
     terminal = stdin is not None and stdin.isatty()
+    if args.serve or args.host or args.port is not None or args.token is not None:
+        _refuse_for_page(args)
+        return _serve(args, options, load, terminal)
+    source, script = _what_to_watch(args)
     typed = stdin if not (args.question or script) else None
     if terminal and script and not args.check:
         typed = stdin  # after the questions of a script, a person may go on asking
@@ -164,6 +178,47 @@ def _refuse_contradictions(args: argparse.Namespace, script: list[Question], typ
         raise ConfigError("--check without true answers", hint="add --questions FILE, or watch the sample")
     if not (args.question or script or typed):
         raise ConfigError("there is no input to read questions from", hint=ask)
+
+
+def _refuse_for_page(args: argparse.Namespace) -> None:
+    if not args.serve:
+        raise ConfigError("--host, --port or --token without a page", hint="add --serve")
+    only = ("question", "every", "questions", "check", "conversation", "save", "font", "frames", "duration")
+    given = [f"--{name}" for name in only if getattr(args, name) is not None]
+    if given:
+        raise ConfigError(f"{' and '.join(given)} with --serve", hint="questions are asked in the page: leave them out")
+
+
+def _serve(args: argparse.Namespace, options: GenerateOptions, load: Callable[..., VisualRWKV], terminal: bool) -> int:
+    """The page: without --source, the camera is the browser's, and the demo model's page shows the sample video too."""
+    from apps.page.about import DEMO
+    from apps.page.cameras import RobotCamera
+    from apps.page.server import serve
+    from apps.web.bind import check_bind
+
+    host = args.host or "127.0.0.1"
+    token = args.token if args.token is not None else os.environ.get(KEY) or None
+    check_bind(host, token)
+    source = open_source(args.source, fps=args.fps, loop=True) if args.source is not None else None
+    bundle = find_bundle(args.bundle, ask=terminal)
+    with load(bundle, device="auto", threads=args.threads) as model, ExitStack() as opened:
+        if source is None and model.manifest.provenance.source == DEMO and SAMPLE.is_file():
+            source = open_source(str(SAMPLE), loop=True)
+        robot = None
+        if source is not None:
+            robot = RobotCamera(opened.enter_context(LatestFrame(source, paced=not args.fast)))
+        serve(
+            model,
+            options,
+            host=host,
+            port=8000 if args.port is None else args.port,
+            token=token,
+            padding=args.padding,
+            robot=robot,
+            ready=lambda address: print(f"{bundle.name} at {address}  (Ctrl-C stops)", flush=True),
+        )
+        print("stopped")
+    return 0
 
 
 def _what_to_watch(args: argparse.Namespace) -> tuple[Source, list[Question]]:

@@ -56,7 +56,19 @@ def test_apps_run_without_torch() -> None:
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize("module", ["runtime", "runtime.backends.ort", "runtime.backends.fake", "apps.webcam_qa"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "runtime",
+        "runtime.backends.ort",
+        "runtime.backends.fake",
+        "runtime.backends.trt",
+        "apps.webcam_qa",
+        "apps.serve.app",
+        "apps.chat.talk",
+        "apps.web.guard",
+    ],
+)
 def test_importing_brings_in_no_exporter(module: str) -> None:
     unwanted = sorted(HEAVY | {"export", "quant"})
     code = f"import sys, {module}; print(*[m for m in {unwanted!r} if m in sys.modules])"

@@ -1,0 +1,1 @@
+"""What every program with a web address shares: who may come in, and where it listens."""
