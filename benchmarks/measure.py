@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
+from apps.bench.machine import machine, read_bandwidth
 
-
-def machine() -> dict[str, str]:
-    """Return processor, cores, Python and package versions."""
-    import onnxruntime
-
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?")
-    return {
-        "cpu": cpu,
-        "cores": str(len(os.sched_getaffinity(0))),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-
-
-def read_bandwidth(threads: int, seconds: float = 1.0) -> float:
-    """Return the streaming read bandwidth in GB/s: the median of repeated sums over 256 MB a thread."""
-    blocks = [np.ones(64 << 20, np.int32) for _ in range(threads)]
-    rates, end = [], time.perf_counter() + seconds
-    with ThreadPoolExecutor(threads) as pool:
-        while time.perf_counter() < end or len(rates) < 3:
-            start = time.perf_counter()
-            list(pool.map(np.bitwise_or.reduce, blocks))
-            rates.append(sum(block.nbytes for block in blocks) / (time.perf_counter() - start) / 1e9)
-    return statistics.median(rates)
+__all__ = ["machine", "median_seconds", "memory_mb", "read_bandwidth", "show_progress"]
 
 
 def memory_mb(pid: int | str = "self") -> dict[str, float]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,33 @@ def flat(recipe: Recipe, fmt: str) -> Recipe:
     return Recipe(f"all {fmt}", tuple(Rule(rule.pattern, fmt, "") for rule in recipe.rules), "float32")
 
 
+def mixed(first: str, share: float, body: str) -> Recipe:
+    """The first `share` of the layers in one format, the others in another, the head in int8-b32."""
+    names = {rule.pattern for rule in RECIPES["int4"].rules}
+    head = Rule("head.head", "int8-b32", "")
+    early = tuple(Rule(name, first, "", share) for name in sorted(names - {head.pattern}))
+    late = tuple(Rule(rule.pattern, body, "") for rule in early)
+    return Recipe(f"{Fraction(share).limit_denominator(64)} {first}, {body}", (*early, *late, head), "float32")
+
+
 RECIPES_COMPARED = [flat(RECIPES["int8"], f"int8-b{block}") for block in (16, 32, 64)]
-RECIPES_COMPARED += [RECIPES["int8"], flat(RECIPES["int4"], "int4-b32"), RECIPES["int4"]]
+RECIPES_COMPARED += [mixed("float32", share, "int8-b32") for share in (1 / 32, 1 / 8, 1 / 4)]
+RECIPES_COMPARED += [mixed("float32", 1 / 32, "int8-b16"), RECIPES["int8"], flat(RECIPES["int4"], "int4-b32")]
+RECIPES_COMPARED += [mixed("int8-b32", share, "int4-b32") for share in (1 / 4, 1 / 2)]
+RECIPES_COMPARED += [mixed("int8-b32", 1 / 2, "int4-b16"), RECIPES["int4"]]
+
+
+def stored(model: LanguageModel, recipe: Recipe) -> float:
+    """Return the megabytes of the model's weights as a recipe stores them."""
+    parameters = dict(model.named_parameters())
+    blocks, total = block_count(parameters), 0
+    for name, weight in parameters.items():
+        fmt = FORMATS.get(recipe.rule(name, blocks).format) if weight.dim() == 2 else None
+        sizes = (
+            [math.prod(part) * (4 if i == 1 else 1) for i, part in enumerate(fmt.shapes(*weight.shape))] if fmt else []
+        )
+        total += sum(sizes) or 4 * weight.numel()
+    return round(total / 1e6, 2)
 
 
 class Rounded:
@@ -88,7 +115,7 @@ def rounded(model: LanguageModel, recipe: Recipe, *, weights: bool, activations:
 
 @torch.inference_mode()
 def measure(path: Path, config: ExportConfig) -> dict[str, dict[str, float]]:
-    """Return by recipe the errors made by weights, by activations and by both, in percent."""
+    """Return by recipe the errors made by weights, by activations and by both, in percent, and the MB it stores."""
     with Checkpoint.open(path, ()) as checkpoint:
         spec = infer(checkpoint, config)
         model = language_model(spec)
@@ -103,7 +130,7 @@ def measure(path: Path, config: ExportConfig) -> dict[str, dict[str, float]]:
     wanted = logits()
     errors: dict[str, dict[str, float]] = {}
     for recipe in RECIPES_COMPARED:
-        errors[recipe.name] = {}
+        errors[recipe.name] = {"MB": stored(model, recipe)}
         for kind in ("weights", "activations", "both"):
             with rounded(model, recipe, weights=kind != "activations", activations=kind != "weights"):
                 pairs = zip(logits(), wanted, strict=True)
@@ -140,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = ExportConfig.load(args.config, path.name) if args.config else ExportConfig()
             results[path.stem] = measure(path, config)
             for recipe, errors in results[path.stem].items():
-                print(f"{path.stem:12} {recipe:14}", *(f"{kind} {error:5.2f} %" for kind, error in errors.items()))
+                figures = (f"{kind} {error:5.2f} %" for kind, error in errors.items() if kind != "MB")
+                print(f"{path.stem:12} {recipe:26}", *figures, f"{errors['MB']:7.2f} MB", flush=True)
     print(json.dumps(results))
 
 

@@ -104,10 +104,10 @@ def prepare_views(images: Sequence[np.ndarray], vision: VisionSpec) -> dict[str,
 
 
 def frame_hash(image: np.ndarray) -> str:
-    """Return 32 hex digits that identify a picture's shape, dtype and every pixel (BLAKE2b)."""
-    digest = hashlib.blake2b(f"{image.dtype}{image.shape}".encode(), digest_size=16)
+    """Return 32 hex digits that identify a picture's shape, dtype and every pixel (SHA-256)."""
+    digest = hashlib.sha256(f"{image.dtype}{image.shape}".encode())
     digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:

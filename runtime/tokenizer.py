@@ -2,8 +2,8 @@
 
 A vocabulary file has one token per line, `id literal bytes`, e.g. `11 '\\n' 1`; the literal is a Python
 string, or bytes where it is not valid UTF-8. Trimmed and renumbered files of the same format work as well.
-Matching is done by pyrwkv-tokenizer; decoding is ours, because a stream of tokens can end in the middle of
-a character.
+Both directions are ours: a stream of tokens can end in the middle of a character, and the tries of the usual packages
+take a quarter of a gigabyte.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import ast
 import codecs
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from pyrwkv_tokenizer import RWKVTokenizer
 
 from runtime.errors import BundleError, InputError
 
 END_OF_TEXT = 0  # has an embedding, but no text and no line in the file
-LARGEST_ID = 65535  # ids are 16 bit in pyrwkv-tokenizer
+LARGEST_ID = 65535  # official ids are 16 bits
 REPLACEMENT = "\ufffd"
 
 _LINE = re.compile(rb"""^([1-9]\d{0,4}) b?['"][^\r\n]+['"] [1-9]\d*\r?$""", re.MULTILINE)
@@ -31,7 +31,7 @@ class Tokenizer:
     """A vocabulary. Safe to use from several threads."""
 
     def __init__(self, vocab_path: Path) -> None:
-        """Check and index the file; literals are read, and the matcher is built, when first needed.
+        """Check and index the file; literals are read when first needed.
 
         Raises:
             BundleError: the file is missing, or a line is not `id literal bytes`, or an id is twice in it.
@@ -57,7 +57,8 @@ class Tokenizer:
         self._start = np.full(int(ids.max()) + 1, -1, np.int64)  # id -> where its line starts
         self._start[ids] = np.concatenate([[0], breaks + 1])[: len(ids)]
         self._bytes: dict[int, bytes] = {}
-        self._matcher: RWKVTokenizer | None = None
+        self._ids: dict[bytes, int] | None = None
+        self._lengths: dict[bytes, tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
     def encode(self, text: str) -> list[int]:
@@ -70,18 +71,7 @@ class Tokenizer:
         if not text:
             return []
         # A surrogate pair becomes the character it stands for, a lone half becomes U+FFFD.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids = self._match(text)
-        # The matcher silently drops what it has no token for, so the length is what proves the result.
-        data, covered = text.encode(), sum(len(self.token_bytes(i)) for i in ids)
-        if covered != len(data):
-            left = data[covered : covered + 8].decode("utf-8", "replace")
-            raise InputError(
-                f"the vocabulary has no token for {left!r}",
-                wanted="text made of the vocabulary's tokens",
-                hint="rephrase, or export with a vocabulary that holds all 256 single bytes",
-            )
-        return ids
+        return self._match(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode())
 
     def decode(self, ids: Iterable[int]) -> str:
         """Join and decode the tokens' bytes; what is not UTF-8, or not in the vocabulary, becomes U+FFFD.
@@ -111,28 +101,52 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def warm(self) -> None:
-        """Build the matcher now, not at the first `encode` (0.4 s for the official file of 65529 tokens)."""
-        self._match("")
+        """Read all tokens now, not at the first `encode` (half a second and 15 MB for the official file of 65529 tokens)."""
+        self._match(b"")
 
-    def _match(self, text: str) -> list[int]:
-        try:
+    def _match(self, data: bytes) -> list[int]:
+        """Take the longest token at every place, as the official tokenizers do."""
+        if self._ids is None:
             with self._lock:
-                if self._matcher is None:
-                    self._matcher = RWKVTokenizer(vocab_filepath=str(self._path))
-            return list(self._matcher.encode(text))
-        except (KeyboardInterrupt, SystemExit, MemoryError):
-            raise
-        except BaseException as error:  # a Rust panic is not an Exception
-            raise BundleError(
-                f"pyrwkv-tokenizer cannot use vocabulary {self._path.name}: {error}",
-                hint="compare the file's literals and lengths with the official format",
-            ) from None
+                self._index()
+        assert self._ids is not None
+        ids, lengths, found, at = self._ids, self._lengths, [], 0
+        while at < len(data):
+            for length in lengths.get(data[at : at + 2], ()) or lengths.get(data[at : at + 1], ()):
+                token = ids.get(data[at : at + length])
+                if token is not None:
+                    found.append(token)
+                    at += length
+                    break
+            else:
+                raise InputError(
+                    f"the vocabulary has no token for {data[at : at + 8].decode('utf-8', 'replace')!r}",
+                    wanted="text made of the vocabulary's tokens",
+                    hint="rephrase, or export with a vocabulary that holds all 256 single bytes",
+                )
+        return found
+
+    def _index(self) -> None:
+        """Read every literal: token -> id, and by their first one or two bytes the lengths that tokens have."""
+        if self._ids is not None:
+            return
+        ids, lengths = {}, defaultdict(set)
+        for token in np.flatnonzero(self._start >= 0).tolist():
+            data = self._read_line(int(self._start[token]))
+            ids[data] = token
+            lengths[data[:2]].add(len(data))
+        for prefix, sizes in lengths.items():
+            if len(prefix) == 2 and prefix[:1] in ids:
+                sizes.add(1)
+        self._lengths = {prefix: tuple(sorted(sizes, reverse=True)) for prefix, sizes in lengths.items()}
+        self._ids = ids
 
     def _read_line(self, start: int) -> bytes:
         end = self._raw.find(b"\n", start)
         literal, length = self._raw[start : end if end >= 0 else None].split(b" ", 1)[1].rsplit(b" ", 1)
         try:
-            value = ast.literal_eval(literal.decode())
+            plain = literal[:1] in b"'\"" and b"\\" not in literal and literal[:1] not in literal[1:-1]
+            value = literal[1:-1] if plain and literal[-1:] == literal[:1] else ast.literal_eval(literal.decode())
         except (ValueError, SyntaxError):
             raise self._malformed(self._raw.count(b"\n", 0, start)) from None
         data: bytes = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"apps", "export", "plugins_trt", "quant", "runtime"}
 DEMO = {"demo.safetensors", "demo.json", "vocab.txt", "sample.mp4", "sample.json"}
-RUNTIME = {"numpy", "onnxruntime", "opencv-python-headless", "pillow", "pyrwkv-tokenizer"}
+RUNTIME = {"numpy", "onnxruntime", "opencv-python-headless", "pillow"}
 
 
 @pytest.fixture(scope="module")

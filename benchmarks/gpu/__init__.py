@@ -1,0 +1,1 @@
+"""What a GPU must show of the plugins' kernels: right, free of races, and how near the memory's limit they are."""
