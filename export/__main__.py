@@ -26,9 +26,12 @@ examples:
   python -m export model.pth --vision siglip.safetensors
                                                     vision tower in a file of its own
   python -m export small.pth --config small.json    what tensors cannot tell: head counts, tokens per image
+  python -m export model.pth --int4 --calibrate photos/
+                                                    fit the rounding to your own pictures (or a video, or camera 0)
   python -m export --inspect VisualRWKV-v6-1B6.pth  what a file is and what each precision costs; exports nothing
 
-The bundle is checked against torch before it appears: image embeddings, logits, state and greedy tokens.
+The bundle is checked against torch before it appears: image embeddings, logits, state and greedy tokens. int8 and int4
+are also compared with their float model on prompts and far into a conversation; quant/limits.py says what may be lost.
 The recurrent state, decays, norms and LoRA paths stay float32 in every precision.
 """
 
@@ -46,11 +49,23 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("fp32", "float32 weights (default)"),
         ("fp16", "float16 weights on disk, computed in float32 on a CPU"),
-        ("int8", "8-bit weights of the language model, its first layer in float32"),
-        ("int4", "4-bit weights of the language model, its first quarter and its head in 8 bits"),
+        ("int8", "8-bit weights of the language model, its first twelfth in float32"),
+        ("int4", "4-bit weights of the language model, its first three eighths and its head in 8 bits"),
     ):
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
-    command.add_argument("--target", default="cpu", help="where the bundle will run: cpu (default)")
+    command.add_argument(
+        "--target",
+        default="cpu",
+        help="where the bundle will run: cpu (default), jetson (or jetson-orin, jetson-thor), tensorrt, or rtx, whose "
+        "engines are built here without a GPU",
+    )
+    command.add_argument(
+        "--arch",
+        type=lambda text: tuple(text.split(",")),
+        default=("86", "89", "120"),
+        metavar="86,89,120",
+        help="GPU architectures that --target rtx builds engines for (default: %(metavar)s)",
+    )
     command.add_argument("--out", type=Path, help="bundle folder (default: build/NAME-PRECISION-TARGET)")
     command.add_argument("--overwrite", action="store_true", help="replace the bundle in --out")
     command.add_argument(
@@ -72,6 +87,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--system-prompt", default="", metavar="TEXT", help="what every session begins after, baked in as a state"
     )
+    command.add_argument(
+        "--calibrate",
+        metavar="SOURCE",
+        help="fit int8 or int4 to pictures: a folder, a video file or a camera's number",
+    )
+    command.add_argument(
+        "--drift",
+        type=int,
+        metavar="TOKENS",
+        help="compare int8 or int4 with float so far into a conversation (default: 1000, less for big models; 0: not)",
+    )
+    command.add_argument("--task", type=Path, metavar="FILE", help="questions with right answers to compare on, too")
     command.add_argument("--inspect", action="store_true", help="say what the checkpoint is, and stop")
     command.set_defaults(precision="fp32")
     return command
@@ -136,6 +163,10 @@ def _export(args: argparse.Namespace) -> None:
             vision_files=tuple(args.vision),
             overwrite=args.overwrite,
             system_prompt=args.system_prompt,
+            architectures=args.arch,
+            calibrate=args.calibrate,
+            drift=args.drift,
+            task=args.task,
             progress=progress,
         )
         for task in stages.values():
@@ -162,6 +193,13 @@ def _print(report: Report, console: Console) -> None:
     for row in report.parity.rows:
         parity.add_row(row.name, f"{row.error:.1e}", f"{row.worst:.1e}", f"{row.limit:.0e}")
     console.print(parity)
+    if report.quality is not None:
+        from quant.report import stage_table, task_table
+
+        console.print("\nagainst the float model:", highlight=False)
+        print(stage_table(report.quality.stages))
+        if report.quality.task is not None:
+            print(task_table(report.quality.task))
     manifest = report.bundle.manifest
     budget = Table("memory", "MB")
     for label, size in (

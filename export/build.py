@@ -6,11 +6,8 @@ or Ctrl-C leaves no half-written bundle.
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-import quant.graph
 from export.arch.language import embedding_sources, embedding_table
 from export.archspec import ArchSpec
 from export.checkpoint import Checkpoint
@@ -27,12 +23,23 @@ from export.describe import prompt_spec, vision_spec
 from export.graphs import Graph, graphs
 from export.infer import infer
 from export.models import language_model
+from export.targets import ARCHITECTURES, Compiler, check_target, with_engines
 from export.trace import custom_ops, fill, finish
 from export.verify import Parity, verify
 from export.vocabulary import stop_ids, vocabulary_file
 from export.warm import bake
 from export.weights import WeightSource, load_weight
+from quant.apply import quantise
+from quant.conversation import QUESTIONS, Gallery
+from quant.folder import destination, scratch
+from quant.forms import rewrite
+from quant.gate import Quality, gate, keep
+from quant.graph import Rounding, round_plainly
+from quant.limits import LIMITS
+from quant.moments import calibrated, collect
+from quant.pictures import drawn, find_pictures, questions_of
 from quant.recipe import RECIPES, Recipe
+from quant.task import read_task
 from runtime.bundle import Bundle, fingerprint, sha256_file
 from runtime.errors import ConfigError, ExportError
 from runtime.spec import (
@@ -48,8 +55,8 @@ from runtime.spec import (
     TokenizerSpec,
 )
 
-TARGETS = ("cpu",)
 EMBEDDING_FILE, VOCABULARY_FILE = "embedding.bin", "vocab.txt"
+DRAWN = 8  # pictures that are drawn for the comparison where there are none to calibrate on
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); total 0 where the length of a stage is not known."""
@@ -61,7 +68,8 @@ class Report:
 
     bundle: Bundle
     spec: ArchSpec
-    parity: Parity
+    parity: Parity  # with torch
+    quality: Quality | None = None  # of a quantised bundle, against its float model
 
 
 def export_bundle(
@@ -74,6 +82,10 @@ def export_bundle(
     vision_files: tuple[Path, ...] = (),
     overwrite: bool = False,
     system_prompt: str = "",
+    architectures: tuple[str, ...] = ARCHITECTURES,
+    calibrate: str | None = None,
+    drift: int | None = None,
+    task: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Report:
     """Export a checkpoint to a verified bundle.
@@ -82,35 +94,83 @@ def export_bundle(
         checkpoint_path: an official .pth or .safetensors file.
         out: the bundle folder to create; it must not exist, or be empty.
         precision: "fp32", "fp16", "int8" or "int4".
-        target: "cpu".
+        target: a name of `export.targets.TARGETS`.
         config: what tensors cannot tell.
         vision_files: vision towers kept in files of their own.
         overwrite: replace a bundle that is already in `out`.
+        architectures: of the engines that target "rtx" brings along.
         system_prompt: text that every session of the bundle begins after, baked into it as a state.
+        calibrate: pictures that int8 and int4 are fitted to: a folder, a video file or a camera's number.
+        drift: how many tokens of one conversation int8 and int4 are compared with the float model over (default: by
+            size, `quant.gate.default_drift`); 0 leaves the comparison out, and with it the float copy it needs.
+        task: questions with right answers, compared too (`quant.task`).
         progress: called as the work goes on.
 
     Raises:
         CheckpointError, ConfigError: the input is not a model this SDK knows.
+        InputError: pictures to calibrate on, or the task, cannot be used.
         ExportError: the folder or disk cannot take the bundle.
-        ParityError: the bundle does not reproduce the checkpoint.
+        ParityError: the bundle does not reproduce the checkpoint, or lost too much of the float model.
     """
     if precision not in RECIPES:
         raise ConfigError(f"precision {precision!r}", wanted=" or ".join(RECIPES))
-    if target not in TARGETS:
-        raise ConfigError(f"target {target!r}", wanted=" or ".join(TARGETS))
-    config = config or ExportConfig()
+    check_target(target)
+    config, recipe = config or ExportConfig(), RECIPES[precision]
+    fit = _Fit(calibrate, drift, task) if precision in LIMITS else None
+    if fit is None and (calibrate or task):
+        raise ConfigError(f"--calibrate or --task with {precision}", wanted="int8 or int4: float weights lose nothing")
+    compiler = Compiler.find(architectures) if target == "rtx" else None
     with Checkpoint.open(checkpoint_path, vision_files) as checkpoint:
         spec = infer(checkpoint, config)
-        with _destination(out, overwrite) as folder:
-            _check_space(checkpoint, folder)
-            writer = _Writer(checkpoint, spec, config, RECIPES[precision], folder, progress)
-            manifest = writer.write(name=out.name, target=target)
-            bundle = Bundle(folder, manifest)
+        with destination(out, overwrite) as folder, scratch(out, "float") as floats:
+            copied = fit is not None and fit.needs_floats
+            _check_space(checkpoint, folder, 5 if copied else 1)
+            writer = _Writer(checkpoint, spec, config, RECIPES["fp32"] if copied else recipe, progress)
+            exact = Bundle(floats, writer.write(floats, name=out.name, target=target)) if copied else None
+            if fit is not None and exact is not None:
+                bundle = fit.quantise(exact, folder, recipe, progress)
+            else:
+                bundle = Bundle(folder, writer.write(folder, name=out.name, target=target))
             parity = verify(checkpoint, spec, bundle, progress=progress)
+            quality = None
+            if fit is not None and exact is not None and fit.drift != 0:
+                quality = fit.judge(exact, bundle, progress)
+                bundle = keep(bundle, quality)
             if system_prompt:
                 progress("bake the system prompt", 0, 0)
                 bundle = bake(bundle, system_prompt)
-    return Report(Bundle(out, bundle.manifest), spec, parity)
+            if compiler is not None:
+                bundle = with_engines(bundle, compiler, architectures, progress)
+    return Report(Bundle(out, bundle.manifest), spec, parity, quality)
+
+
+class _Fit:
+    """What makes a float bundle smaller, and says what that cost."""
+
+    def __init__(self, calibrate: str | None, drift: int | None, task: Path | None) -> None:
+        """Look at pictures and task before anything takes long."""
+        self.drift = drift
+        self._calibrate = calibrate is not None
+        self._gallery: Gallery = drawn(DRAWN) if calibrate is None else find_pictures(calibrate)
+        self._questions = (questions_of(calibrate) if calibrate else ()) or QUESTIONS
+        self._task = read_task(task) if task else None
+
+    @property
+    def needs_floats(self) -> bool:
+        """Whether the float bundle is needed on disk."""
+        return self._calibrate or self.drift != 0
+
+    def quantise(self, exact: Bundle, folder: Path, recipe: Recipe, progress: Progress) -> Bundle:
+        """Write the quantised bundle; calibrated, if there are pictures."""
+        rounding: Rounding = round_plainly
+        if self._calibrate:
+            moments = collect(exact, recipe, self._gallery, questions=self._questions, progress=progress)
+            rounding = calibrated(moments)
+        return quantise(exact, folder, recipe, name=exact.manifest.name, rounding=rounding, progress=progress)
+
+    def judge(self, exact: Bundle, bundle: Bundle, progress: Progress) -> Quality:
+        """Compare the two; raises `ParityError`."""
+        return gate(exact, bundle, self._gallery, drift=self.drift, task=self._task, progress=progress)
 
 
 class _Writer:
@@ -122,14 +182,14 @@ class _Writer:
         spec: ArchSpec,
         config: ExportConfig,
         recipe: Recipe,
-        folder: Path,
         progress: Progress,
     ) -> None:
         self.checkpoint, self.spec, self.config = checkpoint, spec, config
-        self.recipe, self.folder, self.progress = recipe, folder, progress
+        self.recipe, self.progress = recipe, progress
         self.rules: list[PrecisionRule] = []
 
-    def write(self, name: str, target: str) -> Manifest:
+    def write(self, folder: Path, name: str, target: str) -> Manifest:
+        self.folder, self.target = folder, target
         described = {graph.name: self._graph(graph) for graph in graphs(self.spec)}
         embedding = self._embedding()
         vocabulary = vocabulary_file(self.config)
@@ -183,7 +243,7 @@ class _Writer:
     def _save(self, name: str, model: ir.Model, sources: dict[str, WeightSource]) -> None:
         fill(model, lambda parameter: load_weight(self.checkpoint, sources[parameter]).numpy())
         finish(model)
-        self.rules += quant.graph.apply(model, self.recipe)
+        self.rules += rewrite(model, self.recipe, self.target)
         total, done = sum(tensor.nbytes for tensor in _tensors(model)), 0
 
         def count(tensor: ir.TensorProtocol, info: object) -> None:
@@ -232,42 +292,14 @@ def _version() -> str:
         return "(not installed)"
 
 
-@contextmanager
-def _destination(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder to write into, which becomes `out` if nothing goes wrong and disappears otherwise."""
-    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if taken and not (overwrite and (out / MANIFEST_FILE).is_file()):
-        what = "is not a bundle" if overwrite else "exists and is not an empty folder"
-        raise ExportError(f"{out} {what}", hint="choose another --out, or --overwrite a bundle")
-    folder = out.parent / f".{out.name}.partial-{os.getpid()}"
-    old = folder.with_name(f"{folder.name}-old")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ExportError(f"{out.parent} cannot be written: {error.strerror}", hint="choose another --out") from error
-    try:
-        yield folder
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise ExportError(
-                f"the disk of {out.parent} is full", hint="free some space, or choose another --out"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
-    """Refuse before the work starts when even the smallest bundle could not fit."""
-    elements = sum(int(np.prod(shape)) for shape in checkpoint.shapes.values())
+def _check_space(checkpoint: Checkpoint, folder: Path, bytes_each: int) -> None:
+    """Refuse before the work starts when even the smallest bundle, and the float copy it needs, could not fit."""
+    needed = bytes_each * sum(int(np.prod(shape)) for shape in checkpoint.shapes.values())
     free = shutil.disk_usage(folder).free
-    if free < elements:
+    if free < needed:
+        smaller = ", or --drift 0, which needs no float copy" if bytes_each > 1 else ""
         raise ExportError(
             f"{free / 1e9:.2f} GB free on the disk of {folder.parent}",
-            wanted=f"at least {elements / 1e9:.2f} GB",
-            hint="free some space, or choose another --out",
+            wanted=f"at least {needed / 1e9:.2f} GB",
+            hint=f"free some space, or choose another --out{smaller}",
         )

@@ -22,6 +22,8 @@ from export.checkpoint import Checkpoint
 from export.models import graph_modules
 from export.stream import streamed
 from export.weights import load_weight
+from quant.limits import LIMITS
+from runtime import tensorrt
 from runtime.backends.ort import OrtBackend
 from runtime.bundle import Bundle
 from runtime.context import pack
@@ -36,7 +38,7 @@ GREEDY_TOKENS = 16
 # Relative RMS error allowed, per precision. fp32 differs by the order of sums only; the others by rounding, which deep
 # models amplify: the worst measured on 24 layers of random weights was 4.2 % in int8 and 19.5 % in int4, both of the
 # state (benchmarks/quant_error.py). This is the one table of the exporter: nothing else softens a verdict.
-TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 5e-2, "int4": 0.25}
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, **{precision: limits.logits for precision, limits in LIMITS.items()}}
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ def verify(
         ParityError: a quantity is off by more than `TOLERANCE`; the message holds the whole table.
     """
     limit = TOLERANCE[bundle.manifest.precision]
-    # int8 and int4 leave towers in float32; a compressor's blocks are quantised like the language model's.
-    vision, towers = bundle.manifest.vision, "fp16" if bundle.manifest.precision == "fp16" else "fp32"
+    # int8 and int4 leave towers in float32 (float16 for TensorRT); a compressor's blocks are quantised like the
+    # language model's.
+    manifest, vision = bundle.manifest, bundle.manifest.vision
+    halves = manifest.precision == "fp16" or (manifest.target in tensorrt.TARGETS and manifest.precision != "fp32")
+    towers = "fp16" if halves else "fp32"
     image_limit = limit if vision and vision.compressor else TOLERANCE[towers]
     tokens = np.random.default_rng(7).integers(1, min(spec.vocab_size - 1, 60_000), PROMPT_TOKENS)
     pixels = _pixels(bundle)

@@ -38,7 +38,7 @@ def bake(bundle: Bundle, text: str, *, backend: Backend | None = None, threads: 
     Args:
         bundle: a bundle whose folder can be written.
         text: what the system says; blank lines in it become line ends.
-        backend: what to compute on (default: the one of the bundle's target), closed afterwards.
+        backend: what to compute on (default: this machine's CPU), closed afterwards.
         threads: compute threads.
 
     Raises:
@@ -51,7 +51,7 @@ def bake(bundle: Bundle, text: str, *, backend: Backend | None = None, threads: 
     ids = Tokenizer(bundle.file(manifest.tokenizer.file)).encode(prompt)
     if manifest.tokenizer.padding == "left16":
         ids = [manifest.tokenizer.pad_id] * (-len(ids) % PAD_TO) + ids
-    engine = Engine(bundle, backend or open_backend("auto", manifest.target, threads))
+    engine = Engine(bundle, backend or open_backend("cpu", manifest.target, threads))
     try:
         state = engine.new_state()
         engine.advance(ids, state)

@@ -18,11 +18,20 @@ _MS = "com.microsoft"
 _ACCURACY_LEVEL = 4  # int8 activations inside the kernel. Levels 0 to 3 take 60 (8 bits) or 3 times (4 bits) as long
 
 
-def apply(model: ir.Model, recipe: Recipe) -> tuple[PrecisionRule, ...]:
+Rounding = Callable[[str, np.ndarray, BlockFormat], tuple[np.ndarray, ...]]
+"""(initializer's name, [K, N] float32, format) -> parts as `quant.weights.quantize` makes them."""
+
+
+def round_plainly(name: str, weight: np.ndarray, fmt: BlockFormat) -> tuple[np.ndarray, ...]:
+    """Quantise a matrix by itself, without knowing what it is multiplied with."""
+    return quantize(weight, fmt)
+
+
+def apply(model: ir.Model, recipe: Recipe, rounding: Rounding = round_plainly) -> tuple[PrecisionRule, ...]:
     """Rewrite `model` in place to `recipe` and return what became of every group of weights.
 
     A matrix is an initializer of rank 2 that is the right-hand side of a MatMul. Its data stays lazy: it is read,
-    converted and dropped when the file is written.
+    converted by `rounding` and dropped when the file is written.
     """
     groups: dict[Rule, list[int]] = defaultdict(list)
     blocks = block_count(model.graph.initializers)
@@ -31,9 +40,9 @@ def apply(model: ir.Model, recipe: Recipe) -> tuple[PrecisionRule, ...]:
         assert tensor is not None
         if tensor.dtype != ir.DataType.FLOAT:
             continue
-        rule = recipe.rule(name, blocks) if _is_matrix(value) else KEEP
+        rule = recipe.rule(name, blocks) if is_matrix(value) else KEEP
         if rule.format in FORMATS:
-            groups[rule].append(_to_codes(model, value, FORMATS[rule.format]))
+            groups[rule].append(_to_codes(model, value, FORMATS[rule.format], rounding))
         else:
             groups[rule].append({"float32": _keep, "float16": _to_float16}[rule.format](model, value))
     return tuple(
@@ -42,10 +51,24 @@ def apply(model: ir.Model, recipe: Recipe) -> tuple[PrecisionRule, ...]:
     )
 
 
-def _is_matrix(value: ir.Value) -> bool:
+def is_matrix(value: ir.Value) -> bool:
+    """Whether an initializer is only ever the right-hand side of products."""
     tensor = value.const_value
     assert tensor is not None
     return len(tensor.shape) == 2 and all(node.op_type == "MatMul" and index == 1 for node, index in value.uses())
+
+
+def matrices(model: ir.Model, recipe: Recipe) -> dict[str, ir.Value]:
+    """Return the float initializers of a graph that `apply` would turn into codes, by name."""
+    blocks = block_count(model.graph.initializers)
+    return {
+        name: value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype == ir.DataType.FLOAT
+        and is_matrix(value)
+        and recipe.rule(name, blocks).format in FORMATS
+    }
 
 
 def _keep(model: ir.Model, value: ir.Value) -> int:
@@ -70,7 +93,7 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
     return tensor.nbytes // 2
 
 
-def _to_codes(model: ir.Model, value: ir.Value, fmt: BlockFormat) -> int:
+def _to_codes(model: ir.Model, value: ir.Value, fmt: BlockFormat, rounding: Rounding) -> int:
     """Replace every `x @ weight` by MatMulNBits."""
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None
@@ -80,7 +103,7 @@ def _to_codes(model: ir.Model, value: ir.Value, fmt: BlockFormat) -> int:
     def part(index: int) -> np.ndarray:
         # The parts are written one after the other: quantise once, forget each part when it is taken.
         if index not in parts:
-            parts.update(enumerate(quantize(tensor.numpy(), fmt)))
+            parts.update(enumerate(rounding(name, tensor.numpy(), fmt)))
         return parts.pop(index)
 
     inputs, size = [], 0

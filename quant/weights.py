@@ -76,14 +76,9 @@ def quantize(weight: np.ndarray, fmt: BlockFormat) -> tuple[np.ndarray, ...]:
     buffers = np.zeros((3, blocks, fmt.block, step), np.float32)
     for start in range(0, n, step):
         columns = slice(start, min(start + step, n))
-        chunk = _Chunk(buffers[..., : columns.stop - start], fmt)
+        chunk = Chunk(buffers[..., : columns.stop - start], fmt)
         chunk.weights.reshape(blocks * fmt.block, -1)[:k] = weight[:, columns]
-        if not np.abs(chunk.weights).max() < _HUGE:  # NaN compares false
-            raise CheckpointError(
-                f"a matrix to be quantised holds NaN, Inf or a weight above {_HUGE:.0e}",
-                wanted="finite weights",
-                hint="download the checkpoint again; a float16 copy of a bfloat16 model can also overflow",
-            )
+        checked(chunk.weights)
         scales, zeros = chunk.search() if fmt.has_zero_points else chunk.symmetric()
         codes = chunk.round(scales, zeros).astype(np.uint8)
         rows[0][columns] = _pack(codes.reshape(blocks * fmt.block, -1).T, fmt)
@@ -91,6 +86,25 @@ def quantize(weight: np.ndarray, fmt: BlockFormat) -> tuple[np.ndarray, ...]:
         if fmt.has_zero_points:
             rows[2][columns] = _pack(zeros[:, 0].T.astype(np.uint8), fmt)
     return parts
+
+
+def checked(weights: np.ndarray) -> np.ndarray:
+    """Return the weights; raises `CheckpointError` for NaN, Inf and what cannot be squared."""
+    if not np.abs(weights).max() < _HUGE:  # NaN compares false
+        raise CheckpointError(
+            f"a matrix to be quantised holds NaN, Inf or a weight above {_HUGE:.0e}",
+            wanted="finite weights",
+            hint="download the checkpoint again; a float16 copy of a bfloat16 model can also overflow",
+        )
+    return weights
+
+
+def assemble(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, fmt: BlockFormat) -> tuple[np.ndarray, ...]:
+    """Lay out codes [blocks * block, N] uint8, scales [blocks, N] and zero points [blocks, N] as `quantize` does."""
+    n = codes.shape[1]
+    packed = _pack(codes.T, fmt).reshape(n, len(scales), -1)
+    parts = np.ascontiguousarray(packed), np.ascontiguousarray(scales.T).reshape(-1)
+    return (*parts, _pack(zeros.T, fmt).reshape(-1)) if fmt.has_zero_points else parts
 
 
 def dequantize(parts: tuple[np.ndarray, ...], k: int, fmt: BlockFormat) -> np.ndarray:
@@ -104,10 +118,14 @@ def dequantize(parts: tuple[np.ndarray, ...], k: int, fmt: BlockFormat) -> np.nd
     return np.ascontiguousarray(values.reshape(n, -1)[:, :k].T)
 
 
-class _Chunk:
-    """Some columns of a matrix: weights [blocks, block, n], scales and zero points [blocks, 1, n]."""
+class Chunk:
+    """Some columns of a matrix: weights [blocks, block, n], scales and zero points [blocks, 1, n].
 
-    def __init__(self, buffers: np.ndarray, fmt: BlockFormat) -> None:
+    `importance` [block, 1] weighs the squared errors of a block's inputs; by default all count alike.
+    """
+
+    def __init__(self, buffers: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None = None) -> None:
+        self._importance = importance
         self.weights, self._exact, self._codes = buffers
         self.middle, self.top = fmt.middle, 2 * fmt.middle - 1
 
@@ -130,16 +148,16 @@ class _Chunk:
         best = np.full_like(full, np.inf), full.copy(), np.full_like(full, self.middle)
         for share in _SHARES:
             scales = full * np.float32(share)
-            self._keep_better(best, scales, np.clip(np.rint(self.top / 2 - centre * _inverse(scales)), 0, self.top))
+            self._keep_better(best, scales, np.clip(np.rint(self.top / 2 - centre * inverse(scales)), 0, self.top))
         _, scales, zeros = best
         steps = np.subtract(self.round(scales, zeros), zeros, out=self._codes)
-        products = np.multiply(self.weights, steps, out=self._exact).sum(1, keepdims=True)
-        self._keep_better(best, products * _inverse(np.square(steps, out=steps).sum(1, keepdims=True)), zeros)
+        products = self._sum(np.multiply(self.weights, steps, out=self._exact))
+        self._keep_better(best, products * inverse(self._sum(np.square(steps, out=steps))), zeros)
         return scales, zeros
 
     def round(self, scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:
         """Return the nearest codes, as floats, in a buffer."""
-        np.multiply(self.weights, _inverse(scales), out=self._exact)
+        np.multiply(self.weights, inverse(scales), out=self._exact)
         np.add(self._exact, zeros, out=self._exact)
         np.rint(self._exact, out=self._codes)
         return np.clip(self._codes, 0, self.top, out=self._codes)
@@ -147,13 +165,20 @@ class _Chunk:
     def _keep_better(self, best: tuple[np.ndarray, ...], scales: np.ndarray, zeros: np.ndarray) -> None:
         """Replace (squared error, scales, zero points) in place in the blocks where the new ones err less."""
         difference = np.subtract(self.round(scales, zeros), self._exact, out=self._codes)
-        error = np.square(difference, out=difference).sum(1, keepdims=True) * np.square(scales)
+        error = self._sum(np.square(difference, out=difference)) * np.square(scales)
         better = error < best[0]
         for old, new in zip(best, (error, scales, zeros), strict=True):
             np.copyto(old, new, where=better)
 
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the inputs of every block, in place."""
+        if self._importance is not None:
+            values *= self._importance
+        return values.sum(1, keepdims=True)
 
-def _inverse(scales: np.ndarray) -> np.ndarray:
+
+def inverse(scales: np.ndarray) -> np.ndarray:
+    """Return 1 / scales, and 0 where a scale is 0."""
     return np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
 
 

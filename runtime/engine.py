@@ -170,11 +170,11 @@ class Engine:
         return [(embeddings[i : i + self._segment], None) for i in range(0, len(embeddings), self._segment)]
 
     def step(self, rows: np.ndarray, state: State) -> np.ndarray:
-        """Feed one token to each of several sequences.
+        """Feed one token, or segments of one length, to each of several sequences.
 
         Args:
-            rows: embeddings [B, C] float32 with ln0 applied.
-            state: of B sequences, advanced by one position in place; left unchanged if the step fails.
+            rows: embeddings [B, C] or [B, T, C] float32 with ln0 applied, read as text.
+            state: of B sequences, advanced by T positions in place; left unchanged if the step fails.
 
         Returns:
             logits [B, V] float32, a view valid until the next call.
@@ -182,7 +182,7 @@ class Engine:
         if self._batch is None or self._batch.shape[0] != len(rows):
             self._batch = None  # one is enough, at any moment
             self._batch = self.backend.allocate((len(rows), self.manifest.vocab_size), "float32")
-        self._run(rows[:, None], None, state, self._batch)
+        self._run(rows[:, None] if rows.ndim == 2 else rows, None, state, self._batch)
         return self._batch.read()
 
     def close(self) -> None:

@@ -27,6 +27,8 @@ _FIELDS = {
 }
 _DEEPEST = 100  # subgraphs in subgraphs
 
+Bytes = bytes | mmap.mmap
+
 
 def external_files(path: Path) -> set[str]:
     """Return the locations of external weights as they stand in the file. Raises `BundleError` for no ONNX file."""
@@ -39,7 +41,25 @@ def external_files(path: Path) -> set[str]:
             raise BundleError(f"{path} is no ONNX file: {error}", hint="copy the bundle again") from None
 
 
-def _locations(data: mmap.mmap, start: int, stop: int, kind: str, depth: int) -> Iterator[str]:
+def without_functions(model: bytes) -> bytes:
+    """Return a model without the bodies of its own operators (`ModelProto.functions`), which a plugin then replaces.
+
+    Raises `BundleError` for no ONNX file.
+    """
+    kept, at = [], 0
+    try:
+        while at < len(model):
+            tag, after = _varint(model, at, len(model))
+            _, end = _span(model, tag & 7, after, len(model))
+            if _FIELDS["model"].get(tag >> 3) != "function":
+                kept.append(model[at:end])
+            at = end
+    except ValueError as error:
+        raise BundleError(f"no ONNX file: {error}", hint="copy the bundle again") from None
+    return b"".join(kept)
+
+
+def _locations(data: Bytes, start: int, stop: int, kind: str, depth: int) -> Iterator[str]:
     if depth > _DEEPEST:
         raise ValueError(f"messages nested deeper than {_DEEPEST}")
     entry: dict[int, bytes] = {}
@@ -53,28 +73,32 @@ def _locations(data: mmap.mmap, start: int, stop: int, kind: str, depth: int) ->
         yield entry.get(2, b"").decode()
 
 
-def _fields(data: mmap.mmap, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: Bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """Yield number, begin and end of every field with a length; numbers are stepped over."""
     while at < stop:
         tag, at = _varint(data, at, stop)
-        wire = tag & 7
-        if wire == 0:
-            _, at = _varint(data, at, stop)
-        elif wire == 2:
-            length, at = _varint(data, at, stop)
-            if length > stop - at:
-                raise ValueError(f"a field of {length} bytes in a message of {stop - at}")
-            yield tag >> 3, at, at + length
-            at += length
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire}")
+        begin, at = _span(data, tag & 7, at, stop)
+        if tag & 7 == 2:
+            yield tag >> 3, begin, at
     if at != stop:
         raise ValueError("a message that ends in the middle of a field")
 
 
-def _varint(data: mmap.mmap, at: int, stop: int) -> tuple[int, int]:
+def _span(data: Bytes, wire: int, at: int, stop: int) -> tuple[int, int]:
+    """Return where the content of a field begins and ends, whose tag ended at `at`."""
+    if wire == 0:
+        return at, _varint(data, at, stop)[1]
+    length = {1: 8, 5: 4}.get(wire, 0)
+    if wire == 2:
+        length, at = _varint(data, at, stop)
+    elif not length:
+        raise ValueError(f"wire type {wire}")
+    if length > stop - at:
+        raise ValueError(f"a field of {length} bytes in a message of {stop - at}")
+    return at, at + length
+
+
+def _varint(data: Bytes, at: int, stop: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= stop:

@@ -2,38 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
+from runtime import tensorrt
 from runtime.backends.base import Backend
 from runtime.errors import ConfigError, TargetUnavailable
+from runtime.logs import event
 
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "native", "onnxruntime", "tensorrt")
+TARGETS = ("cpu", *tensorrt.TARGETS)
+
+_log = logging.getLogger(__name__)
 
 
 def open_backend(device: str, target: str, threads: int | None) -> Backend:
-    """Return a backend for `device` ("auto" picks one for the bundle's `target`).
+    """Return a backend for `device`.
+
+    Args:
+        device: "auto" picks one for the bundle's `target`. "cpu" runs the step natively where the package was built
+            with a compiler and knows the model, otherwise on onnxruntime. "native", "onnxruntime" and "tensorrt"
+            insist. Bundles for TensorRT run on onnxruntime too, slowly, which "auto" does where there is no GPU.
+        target: what the bundle was exported for.
+        threads: compute threads; None leaves one core free.
 
     Raises:
         ConfigError: no such device, or fewer than one thread.
-        TargetUnavailable: the bundle was exported for a target that this version or machine cannot run.
+        TargetUnavailable: the bundle was exported for a target that this version or machine cannot run, or device is
+            "native" and there is no native step here.
     """
     if device not in DEVICES:
         raise ConfigError(f"device {device!r}", wanted=" or ".join(DEVICES))
     if threads is not None and threads < 1:
         raise ConfigError(f"threads = {threads}", wanted="at least 1")
-    openers: dict[str, Callable[[int | None], Backend]] = {"cpu": _cpu}
-    if target not in openers:
+    if target not in TARGETS:
         raise TargetUnavailable(
             f"the bundle was exported for target {target!r}",
-            wanted=f"one of {', '.join(openers)}",
+            wanted=f"one of {', '.join(TARGETS)}",
             hint="python -m export --target cpu",
         )
-    return openers[target](threads)
+    if device == "tensorrt" or (device == "auto" and target in tensorrt.TARGETS):
+        return _gpu(device, target, threads)
+    return _cpu(device, threads)
 
 
-def _cpu(threads: int | None) -> Backend:
+def _gpu(device: str, target: str, threads: int | None) -> Backend:
+    from runtime.backends.trt import TrtBackend
+
+    if target not in tensorrt.TARGETS:
+        raise TargetUnavailable(
+            f"the bundle was exported for target {target!r}",
+            wanted=f"one of {', '.join(tensorrt.TARGETS)}, for TensorRT",
+            hint="python -m export --target tensorrt",
+        )
     try:
+        return TrtBackend(kind="tensorrt_rtx" if target == "rtx" else None)
+    except TargetUnavailable as error:
+        if device == "tensorrt":
+            raise
+        event(_log, logging.WARNING, "no_tensorrt", f"onnxruntime runs the bundle: {error.found}", reason=error.found)
+    return _cpu("onnxruntime", threads)
+
+
+def _cpu(device: str, threads: int | None) -> Backend:
+    try:
+        from runtime.backends.native import NativeBackend
         from runtime.backends.ort import OrtBackend
+        from runtime.native.step import unavailable
     except ImportError as error:
         raise TargetUnavailable(f"onnxruntime is not installed: {error}", hint="pip install onnxruntime") from error
+    if device == "native":
+        return NativeBackend(threads, required=True)
+    reason = "it was asked for" if device == "onnxruntime" else unavailable()
+    if not reason:
+        return NativeBackend(threads)
+    event(_log, logging.INFO, "step_on_onnxruntime", f"onnxruntime runs the step: {reason}", reason=reason)
     return OrtBackend(threads)

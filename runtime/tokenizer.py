@@ -101,7 +101,7 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def warm(self) -> None:
-        """Read all tokens now, not at the first `encode` (half a second and 15 MB for the official file of 65529 tokens)."""
+        """Read all tokens now, not at the first `encode` (half a second and 15 MB for the official 65529 tokens)."""
         self._match(b"")
 
     def _match(self, data: bytes) -> list[int]:

@@ -52,11 +52,11 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     folder, done = tmp_path_factory.mktemp("bundles"), {}
 
-    def run(checkpoint: Path, *, precision: str = "fp32", config: object = None) -> Path:
-        key = (checkpoint, precision, repr(config))
+    def run(checkpoint: Path, *, precision: str = "fp32", config: object = None, target: str = "cpu") -> Path:
+        key = (checkpoint, precision, repr(config), target)
         if key not in done:
             done[key] = folder / f"{checkpoint.stem}-{precision}-{len(done)}"
-            export_bundle(checkpoint, done[key], precision=precision, config=config)  # type: ignore[arg-type]
+            export_bundle(checkpoint, done[key], precision=precision, config=config, target=target)  # type: ignore[arg-type]
         return done[key]
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from export.build import export_bundle
 from export.config import ExportConfig
 from export.weights import WeightSource, load_weight
 from runtime.bundle import Bundle
-from runtime.errors import CheckpointError, ConfigError, ExportError, ParityError
+from runtime.errors import CheckpointError, ConfigError, ExportError, InputError, ParityError, SourceError
 
 
 @pytest.fixture
@@ -153,6 +154,28 @@ def test_unknown_options(text_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="vocabulary"):
         export_bundle(text_model, tmp_path / "out", config=ExportConfig(vocabulary=tmp_path / "none.txt"))
     assert_nothing_left(tmp_path)
+
+
+def test_a_quantised_bundle_tells_what_it_lost(export: Callable[..., Path], text_model: Path) -> None:
+    bundle = Bundle.open(export(text_model, precision="int8"))
+    assert "quality.json" in bundle.manifest.files
+    quality = json.loads(bundle.file("quality.json").read_text(encoding="utf-8"))
+    prompts, long = quality["stages"]
+    assert (prompts["name"], long["name"]) == ("prompts", "1,000 tokens")
+    assert 1e-4 < prompts["logits"] < 0.03 and long["logits"] < 0.03
+    assert "quality.json" not in Bundle.open(export(text_model)).manifest.files
+
+
+def test_calibration_and_tasks_that_cannot_be_used(text_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty = tmp_path / "empty"
+    with pytest.raises(SourceError, match="no pictures"):
+        export_bundle(text_model, tmp_path / "out", precision="int8", calibrate=str(empty))
+    with pytest.raises(InputError, match="cannot read the task"):
+        export_bundle(text_model, tmp_path / "out", precision="int8", task=empty)
+    with pytest.raises(ConfigError, match="float weights lose nothing"):
+        export_bundle(text_model, tmp_path / "out", calibrate=str(empty))
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 @pytest.mark.parametrize(
