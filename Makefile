@@ -1,5 +1,6 @@
 # make demo   export the embedded model and watch it answer questions about the sample video
 # make test   everything that must pass
+# make docs   the documentation site, in build/site
 # Both make their own virtual environment; nothing outside this folder is touched.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check install $(PIP_FLAGS)
 EXPORT_FROM := $(shell find export runtime quant -name '*.py' 2>/dev/null) $(wildcard apps/demo/demo.* apps/demo/vocab.txt)
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.export $(BUNDLE)/manifest.json
 	$(PY) -m apps.webcam_qa --bundle $(BUNDLE) --source apps/demo/sample.mp4 --check </dev/null
@@ -22,6 +23,9 @@ test: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest $(PYTEST_FLAGS)
+
+docs: $(VENV)/.dev
+	$(PY) -m mkdocs build --strict
 
 # Exported again when the exporter or the demo model is newer.
 $(BUNDLE)/manifest.json: $(EXPORT_FROM) | $(VENV)/.export

@@ -199,6 +199,10 @@ def open_source(text: str, *, fps: float | None = None, loop: bool = False) -> S
     `fps` is the pace of a folder (1 picture a second otherwise). Opening a camera, stream or file waits until
     `frames()`; raises `SourceError` for a path that does not exist.
     """
+    if re.match(r"(v4l2|csi|gst):", text):
+        from apps.robot import from_text
+
+        return from_text(text)
     if re.fullmatch(r"\d+", text):
         index = int(text)
         return CaptureSource(f"camera {index}", lambda: _open_camera(index), live=True)
@@ -212,7 +216,8 @@ def open_source(text: str, *, fps: float | None = None, loop: bool = False) -> S
     device = re.fullmatch(r"/dev/video(\d+)", text)
     raise SourceError(
         f"there is no {text}",
-        wanted="a camera number, a video file, a folder of pictures or an rtsp:// or http:// address",
+        wanted="a camera number, a video file, a folder of pictures, an rtsp:// or http:// address, or one of "
+        "v4l2:/dev/video0, csi:0, gst:640x480:PIPELINE",
         hint="look at the cameras with: ls /dev/video*" if device else "",
     )
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from apps.cli import VERBS
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-MODULES = ("export", "apps.webcam_qa", "apps.demo.evaluate", "apps.demo.watching")
+MODULES = ("export", "apps.doctor", "apps.inspect", "apps.webcam_qa", "apps.demo.evaluate", "apps.demo.watching")
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:
@@ -64,10 +66,16 @@ def test_every_command_is_one_we_have(document: str, command: str) -> None:
         declared = (ROOT / "pyproject.toml").read_text()
         assert all(re.search(rf"^{e} = \[", declared, re.MULTILINE) for e in (extras[1] or "dev").split(","))
     else:
-        assert (program, arguments[0]) == ("python", "-m"), f"unknown command in {document}"
-        assert arguments[1] in MODULES
-        parser = importlib.import_module(f"{arguments[1]}.__main__" if arguments[1] == "export" else arguments[1])
-        parser.parser().parse_args(arguments[2:])  # exits, and so fails, for an option that does not exist
+        if program == "visualrwkv":
+            module, options = VERBS[arguments[0]].module, arguments[1:]
+        else:
+            assert (program, arguments[0]) == ("python", "-m"), f"unknown command in {document}"
+            module, options = arguments[1], arguments[2:]
+            assert module in MODULES
+        found = importlib.import_module(module)
+        if not hasattr(found, "parser"):
+            found = importlib.import_module(f"{module}.__main__")
+        found.parser().parse_args(options)  # exits, and so fails, for an option that does not exist
 
 
 def test_python_blocks_use_names_that_exist() -> None:
@@ -115,7 +123,8 @@ def test_links_lead_somewhere(document: str) -> None:
 def test_the_folders_of_the_house_exist() -> None:
     (house,) = [block for _, block in blocks("") if "plugins_trt/" in block]
     folders = re.findall(r"^(\w+)/", house, re.MULTILINE)
-    assert {"export", "quant", "plugins_trt", "runtime", "apps", "tests", "benchmarks"} == set(folders)
+    house_of = {"export", "quant", "plugins_trt", "runtime", "apps", "tests", "benchmarks", "docs", "examples"}
+    assert house_of == set(folders)
     assert all((ROOT / folder).is_dir() for folder in folders)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import plugins_trt
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"apps", "export", "plugins_trt", "quant", "runtime"}
 DEMO = {"demo.safetensors", "demo.json", "vocab.txt", "sample.mp4", "sample.json"}
@@ -45,6 +47,9 @@ def test_nothing_else_is_packed(names: set[str]) -> None:
     ours = {n for n in names if ".dist-info/" not in n}
     extra = {n for n in ours if not n.endswith(".py")}
     extra -= {f"{package}/py.typed" for package in PACKAGES} | {f"apps/demo/{file}" for file in DEMO}
+    extra -= {f"apps/page/static/{file.name}" for file in (ROOT / "apps/page/static").iterdir()}
+    extra -= {path.relative_to(ROOT).as_posix() for path in plugins_trt.sources()}
+    extra -= {n for n in extra if n.startswith("runtime/native/libvrwkv.")}
     assert extra == set()
 
 
@@ -59,7 +64,7 @@ def test_the_base_install_is_the_torch_free_runtime(metadata: Message) -> None:
     assert {_name(r) for r in base} == RUNTIME
     assert all("<" in r for r in base), "every range has an upper end"
     assert "torch==2.13.0" in [r.split(";")[0].strip() for r in requirements if "extra ==" in r]
-    assert set(metadata.get_all("Provides-Extra") or []) == {"dev", "export", "gpu", "jetson", "rtx", "serve"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"dev", "docs", "eval", "export", "gpu", "jetson", "rtx", "serve"}
 
 
 def test_python_versions(metadata: Message) -> None:

@@ -1,0 +1,1 @@
+"""Accuracy of exported bundles on public benchmarks: `python -m apps.evaluate --help`."""

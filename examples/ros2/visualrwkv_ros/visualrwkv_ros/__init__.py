@@ -1,0 +1,1 @@
+"""A ROS 2 node that watches a camera topic and answers questions about it."""
