@@ -1,0 +1,264 @@
+"""Rewriting a float32 graph to what TensorRT runs fast: products in float16, weights in forms it does not widen first.
+
+TensorRT's networks are strongly typed: the graph says where a number is rounded. Here only the operands of large
+products are: everything between them, the recurrence, its state, norms and LoRA paths, stays float32.
+- float16: `Cast -> MatMul(float16) -> Cast`.
+- 8 bits: `vrwkv::MatMulW8`, our plugin, since TensorRT would write out a float16 copy of the matrix in every step. It
+  takes and gives float32. Its body in standard operators makes the same file run on onnxruntime.
+- 4 bits: blocks of 64 behind a DequantizeLinear, which TensorRT fuses into the product. Zero points other than 0 it
+  refuses, so codes are symmetric, and the scale of each block is searched for the least squared error.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from quant.graph import Rounding, is_matrix, round_plainly
+from quant.recipe import KEEP, RECIPES, Recipe, Rule, block_count
+from quant.weights import FORMATS
+from runtime.errors import CheckpointError
+from runtime.spec import PrecisionRule
+
+_DOMAIN = "vrwkv"
+INT4_BLOCK = 64  # the smallest that TensorRT fuses
+INT4_FORMAT = f"int4-b{INT4_BLOCK}-symmetric"
+_OPSET = 21  # blocked DequantizeLinear
+_SHARES = np.arange(0.70, 1.01, 0.05, dtype=np.float32)  # of a block's largest weight, tried as the end of its range
+# relu(x)^2 of large models exceeds float16's 65504. A power of two changes no digit on the way in and out.
+_SQUARED, _DOWN = "ffn.value", 2.0**-6
+
+
+def apply(model: ir.Model, recipe: Recipe, rounding: Rounding = round_plainly) -> tuple[PrecisionRule, ...]:
+    """Rewrite `model` in place to `recipe`, in TensorRT's forms, and return what became of every group of weights.
+
+    Data stays lazy: a matrix is read, converted (8-bit codes by `rounding`) and dropped when the file is written.
+    """
+    groups: dict[Rule, list[int]] = defaultdict(list)
+    blocks = block_count(model.graph.initializers)
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.dtype != ir.DataType.FLOAT:
+            continue
+        rule = _rule(recipe, name, blocks) if is_matrix(value) else KEEP
+        groups[rule].append(_WRITERS[rule.format](model, value, rule, rounding) if rule is not KEEP else tensor.nbytes)
+    if recipe.name != "fp32":
+        for node in list(model.graph):
+            if node.op_type == "MatMul" and all(_is_activation(v) for v in node.inputs):
+                _half_product(model, node, [None, None])
+    return tuple(
+        PrecisionRule(rule.title(blocks), rule.format, len(sizes), sum(sizes), rule.reason)
+        for rule, sizes in groups.items()
+    )
+
+
+def _rule(recipe: Recipe, name: str, blocks: int) -> Rule:
+    """Return the recipe's rule in TensorRT's formats: what another engine keeps in float32 is float16 here."""
+    rule = recipe.rule(name, blocks)
+    if recipe.name == "fp32":
+        return KEEP
+    if rule is KEEP:
+        rule = RECIPES["fp16"].rule(name, blocks)
+    if rule.reason == KEEP.reason or rule.pattern == "*.pool":
+        return KEEP
+    if rule.format.startswith("int4"):
+        return Rule(rule.pattern, INT4_FORMAT, rule.reason, rule.share)
+    return Rule(rule.pattern, "float16", rule.reason, rule.share) if rule.format == "float32" else rule
+
+
+def _is_activation(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is None and value.producer() is not None
+
+
+def _to_half(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -> int:
+    tensor, name = value.const_value, value.name
+    assert tensor is not None and name is not None
+    shape = tuple(tensor.shape.numpy())
+    half = _initializer(model, f"{name}_fp16", ir.DataType.FLOAT16, shape, lambda: tensor.numpy().astype(np.float16))
+    for node, _ in list(value.uses()):
+        _half_product(model, node, [None, half], _DOWN if name.endswith(_SQUARED) else 1.0)
+    del model.graph.initializers[name]
+    return tensor.nbytes // 2
+
+
+def _to_w8(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -> int:
+    tensor, name = value.const_value, value.name
+    assert tensor is not None and name is not None
+    fmt = FORMATS[rule.format]
+    k, n = tensor.shape.numpy()
+    if k % fmt.block:
+        return _to_half(model, value, rule, rounding)
+    parts: dict[str, np.ndarray] = {}
+
+    def part(which: str) -> np.ndarray:
+        if which not in parts:
+            codes, scales = rounding(name, tensor.numpy(), fmt)
+            signed = (codes.reshape(n, k).astype(np.int16) - fmt.middle).astype(np.int8)
+            parts.update(codes=signed, scale=scales.reshape(n, -1))
+        return parts.pop(which)
+
+    codes = _initializer(model, f"{name}_codes", ir.DataType.INT8, (n, k), functools.partial(part, "codes"))
+    blocks = (n, k // fmt.block)
+    scale = _initializer(model, f"{name}_scale", ir.DataType.FLOAT, blocks, functools.partial(part, "scale"))
+    attributes: dict[str, int | str] = {
+        "group_size": fmt.block,
+        "plugin_namespace": _DOMAIN,
+        "plugin_version": "1",
+    }
+    for node, _ in list(value.uses()):
+        _take_place(node, ir.node("MatMulW8", [node.inputs[0], codes, scale], attributes, domain=_DOMAIN))
+    del model.graph.initializers[name]
+    _raise_opset(model)
+    body = _matmul_w8()
+    model.functions[body.identifier()] = body
+    model.opset_imports[_DOMAIN] = 1
+    return k * n + 4 * math.prod(blocks)
+
+
+def _matmul_w8() -> ir.Function:
+    """Return MatMulW8(x [..., K], codes [N, K] int8, scale [N, K / group_size]) in standard operators."""
+    x, codes, scale = (ir.Value(name=f"w8_{name}") for name in ("x", "codes", "scale"))
+    block = ir.RefAttr("block_size", "group_size", ir.AttributeType.INT)
+    widen = ir.Node("", "DequantizeLinear", [codes, scale], [ir.AttrInt64("axis", 1), block])
+    turn = ir.node("Transpose", widen.outputs, {"perm": [1, 0]})
+    product = ir.node("MatMul", [x, turn.outputs[0]])
+    for node, name in ((widen, "wide"), (turn, "turned"), (product, "y")):
+        node.outputs[0].name = f"w8_{name}"
+    graph = ir.Graph([x, codes, scale], product.outputs, nodes=[widen, turn, product], opset_imports={"": _OPSET})
+    names = ("group_size", "plugin_namespace", "plugin_version")
+    kinds = (ir.AttributeType.INT, ir.AttributeType.STRING, ir.AttributeType.STRING)
+    attributes = [ir.Attr(name, kind, None) for name, kind in zip(names, kinds, strict=True)]
+    return ir.Function(_DOMAIN, "MatMulW8", graph=graph, attributes=attributes)
+
+
+def _raise_opset(model: ir.Model) -> None:
+    model.opset_imports[""] = _OPSET
+    for function in model.functions.values():
+        function.opset_imports[""] = _OPSET
+
+
+def _to_int4(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -> int:
+    tensor, name = value.const_value, value.name
+    assert tensor is not None and name is not None
+    k, n = tensor.shape.numpy()
+    if k % INT4_BLOCK:
+        return _to_half(model, value, rule, rounding)
+    parts: dict[str, np.ndarray] = {}
+
+    def part(which: str) -> np.ndarray:
+        if which not in parts:
+            codes, scales = quantize_symmetric(tensor.numpy())
+            parts.update(codes=codes, scale=scales)
+        return parts.pop(which)
+
+    codes = _initializer(model, f"{name}_codes", ir.DataType.INT4, (k, n), functools.partial(part, "codes"))
+    blocks = (k // INT4_BLOCK, n)
+    scale = _initializer(model, f"{name}_scale", ir.DataType.FLOAT16, blocks, functools.partial(part, "scale"))
+    for node, _ in list(value.uses()):
+        widen = ir.node("DequantizeLinear", [codes, scale], {"axis": 0, "block_size": INT4_BLOCK})
+        widen.outputs[0].name = f"{name}_{len(codes.uses())}_widened"
+        model.graph.insert_before(node, widen)
+        _half_product(model, node, [None, widen.outputs[0]], _DOWN if name.endswith(_SQUARED) else 1.0)
+    del model.graph.initializers[name]
+    _raise_opset(model)
+    return k * n // 2 + 2 * math.prod(blocks)
+
+
+def _half_product(model: ir.Model, node: ir.Node, operands: list[ir.Value | None], down: float = 1.0) -> None:
+    """Let a MatMul round its operands to float16 and give float32; `operands` are those that are float16 already."""
+    graph, output = model.graph, node.outputs[0]
+    assert output.name is not None
+
+    def emit(new: ir.Node, suffix: str) -> ir.Value:
+        new.outputs[0].name = f"{output.name}_{suffix}"
+        graph.insert_before(node, new)
+        return new.outputs[0]
+
+    def scaled(source: ir.Value, factor: float, suffix: str) -> ir.Value:
+        constant = ir.node("Constant", [], {"value_float": factor})
+        return emit(ir.node("Mul", [source, emit(constant, f"{suffix}_factor")]), suffix)
+
+    inputs = []
+    for index, (given, half) in enumerate(zip(node.inputs, operands, strict=True)):
+        assert given is not None
+        if half is None:
+            source = scaled(given, down, "down") if down != 1 and index == 0 else given
+            half = emit(ir.node("Cast", [source], {"to": int(ir.DataType.FLOAT16)}), f"half{index}")
+        inputs.append(half)
+    product = emit(ir.node("MatMul", inputs), "half")
+    last = ir.node("Cast", [product], {"to": int(ir.DataType.FLOAT)})
+    if down != 1:
+        constant = ir.node("Constant", [], {"value_float": 1 / down})
+        last = ir.node("Mul", [emit(last, "wide"), emit(constant, "up_factor")])
+    _take_place(node, last)
+
+
+_WRITERS: dict[str, Callable[[ir.Model, ir.Value, Rule, Rounding], int]] = {
+    "float16": _to_half,
+    INT4_FORMAT: _to_int4,
+    **{name: _to_w8 for name, fmt in FORMATS.items() if fmt.bits == 8},
+}
+
+
+def quantize_symmetric(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round a [K, N] float32 matrix to symmetric 4-bit codes in blocks of 64 inputs.
+
+    Returns:
+        codes [K, N] int4 (-7 to 7), scales [K / 64, N] float16; value = code * scale.
+
+    Raises:
+        CheckpointError: the matrix holds NaN or Inf, or weights so large that float16 has no scale for them.
+    """
+    k, n = weight.shape
+    blocks = weight.astype(np.float32, copy=False).reshape(k // INT4_BLOCK, INT4_BLOCK, n)
+    largest = np.abs(blocks).max(1)
+    if not float(largest.max(initial=0)) / 7 < 65504:  # NaN compares false
+        raise CheckpointError(
+            "a matrix to be stored in 4 bits holds NaN, Inf or weights that float16 cannot scale",
+            wanted="finite weights below 4e5",
+            hint="download the checkpoint again",
+        )
+    best = np.full(largest.shape, np.inf, np.float32)
+    scales = np.zeros(largest.shape, np.float16)
+    for share in _SHARES:
+        tried = (largest * (share / 7)).astype(np.float16)
+        error = np.square(_rounded(blocks, tried) * tried[:, None].astype(np.float32) - blocks).sum(1)
+        better = error < best
+        best, scales = np.where(better, error, best), np.where(better, tried, scales)
+    return _rounded(blocks, scales).reshape(k, n).astype(ml_dtypes.int4), scales
+
+
+def _rounded(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    wide = scales[:, None].astype(np.float32)
+    inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide > 0)
+    codes: np.ndarray = np.clip(np.rint(blocks * inverse), -7, 7)
+    return codes
+
+
+def _initializer(
+    model: ir.Model, name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[], np.ndarray]
+) -> ir.Value:
+    def tensor() -> ir.TensorProtocol:
+        return ir.Tensor(load(), name=name, dtype=dtype)
+
+    lazy = ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _take_place(old: ir.Node, new: ir.Node) -> None:
+    """Put `new` where `old` stands, under the same output name."""
+    output, graph = old.outputs[0], old.graph
+    assert graph is not None
+    new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = output.name, output.shape, output.type
+    graph.insert_before(old, new)
+    ir.convenience.replace_all_uses_with(output, new.outputs[0], replace_graph_outputs=True)
+    graph.remove(old, safe=True)
