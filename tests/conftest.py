@@ -85,3 +85,16 @@ def soaking(demo_bundle: Path) -> Iterator[dict[str, subprocess.Popen[str]]]:
     for process in started.values():
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def emulated_plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The TensorRT plugins with their kernels compiled for the CPU, built once."""
+    import plugins_trt
+    from plugins_trt.toolchain import find_compiler
+
+    try:
+        find_compiler()
+    except plugins_trt.PluginError:
+        pytest.skip("no C++ compiler: apt install g++")
+    return plugins_trt.build(emulate=True, out=tmp_path_factory.mktemp("plugins"), jobs=2)

@@ -18,7 +18,20 @@ from apps.cli import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-MODULES = ("export", "apps.doctor", "apps.inspect", "apps.webcam_qa", "apps.demo.evaluate", "apps.demo.watching")
+MODULES = (
+    "export",
+    "apps.chat",
+    "apps.demo.evaluate",
+    "apps.demo.watching",
+    "apps.doctor",
+    "apps.evaluate",
+    "apps.evaluate.lmms",
+    "apps.inspect",
+    "apps.serve",
+    "apps.webcam_qa",
+    "plugins_trt",
+    "runtime",
+)
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import plugins_trt
 from export.build import export_bundle
 from export.targets import TARGETS, Compiler, check_target
-from plugins_trt.toolchain import find_compiler
 from runtime import VisualRWKV, targets, tensorrt
 from runtime.bundle import Bundle
 from runtime.errors import ConfigError, TargetUnavailable
@@ -29,15 +27,12 @@ def export(out: Path, *options: str, plugins: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.slow
-def test_the_demo_for_rtx_brings_its_engines_and_runs_on_onnxruntime_too(tmp_path: Path) -> None:
+def test_the_demo_for_rtx_brings_its_engines_and_runs_on_onnxruntime_too(
+    tmp_path: Path, emulated_plugins: Path
+) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("no TensorRT-RTX: pip install 'tensorrt-rtx>=1.7,<1.8'")
-    try:
-        find_compiler()
-    except plugins_trt.PluginError:
-        pytest.skip("no C++ compiler: apt install g++")
-    library = plugins_trt.build(emulate=True, out=tmp_path / "plugins", jobs=2)
-    done = export(tmp_path / "demo", "--int8", "--drift", "0", "--arch", "89", plugins=library)
+    done = export(tmp_path / "demo", "--int8", "--drift", "0", "--arch", "89", plugins=emulated_plugins)
     assert done.returncode == 0, done.stderr
     bundle = Bundle.open(tmp_path / "demo")
     assert (bundle.manifest.target, bundle.manifest.precision) == ("rtx", "int8")

@@ -64,7 +64,16 @@ def test_the_base_install_is_the_torch_free_runtime(metadata: Message) -> None:
     assert {_name(r) for r in base} == RUNTIME
     assert all("<" in r for r in base), "every range has an upper end"
     assert "torch==2.13.0" in [r.split(";")[0].strip() for r in requirements if "extra ==" in r]
-    assert set(metadata.get_all("Provides-Extra") or []) == {"dev", "docs", "eval", "export", "gpu", "jetson", "rtx", "serve"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {
+        "dev",
+        "docs",
+        "eval",
+        "export",
+        "gpu",
+        "jetson",
+        "rtx",
+        "serve",
+    }
 
 
 def test_python_versions(metadata: Message) -> None:
