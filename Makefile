@@ -12,6 +12,7 @@ PYTEST_FLAGS ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check install $(PIP_FLAGS)
 EXPORT_FROM := $(shell find export runtime quant -name '*.py' 2>/dev/null) $(wildcard apps/demo/demo.* apps/demo/vocab.txt)
+NATIVE := setup.py $(wildcard runtime/native/src/*)
 
 .PHONY: demo test docs clean
 
@@ -36,13 +37,13 @@ $(VENV)/bin/python:
 		|| { echo "$(PYTHON) is not Python 3.10 to 3.13; try: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.export: pyproject.toml | $(VENV)/bin/python
-	@echo "installing the exporter and the runtime into $(VENV) (torch is large; a few minutes)"
+$(VENV)/.export: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	@echo "installing the exporter and the runtime into $(VENV), and compiling the native step (a few minutes)"
 	$(PIP) -e ".[export]"
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	@echo "installing everything the tests need into $(VENV) (torch is large; a few minutes)"
+$(VENV)/.dev: pyproject.toml $(NATIVE) | $(VENV)/bin/python
+	@echo "installing everything the tests need into $(VENV), and compiling the native step (a few minutes)"
 	$(PIP) -e ".[dev]"
 	@touch $@ $(VENV)/.export
 

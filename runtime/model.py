@@ -81,7 +81,8 @@ class VisualRWKV:
 
         Args:
             path: the bundle folder.
-            device: "auto" or "cpu".
+            device: "auto"; "cpu" (the native step where it is built and knows the model, otherwise onnxruntime);
+                "native", "onnxruntime" and "tensorrt" insist.
             threads: compute threads; the default leaves one core free.
             verify: compare every file's SHA-256 with the manifest first.
             sessions: how many sessions will be open at a time, for `memory_limit`.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc")
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc", "*.so")
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("apps", "export", "plugins_trt", "quant", "runtime", "tests"):
         # tests/ lies there too, as it does in a real build: it must not be packed.
         shutil.copytree(ROOT / name, source / name, ignore=_without_data if name == "tests" else IGNORED)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     result = subprocess.run(
