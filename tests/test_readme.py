@@ -6,9 +6,13 @@ import ast
 import importlib
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -102,6 +106,25 @@ def test_python_blocks_use_names_that_exist() -> None:
                 assert {alias.name for alias in node.names} <= set(runtime.__all__)
 
 
+@contextmanager
+def serving(bundle: Path) -> Iterator[int]:
+    """Serve a bundle as the README does, on a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    command = [sys.executable, "-m", "apps.serve", str(bundle), "--port", str(port), "--name", "demo-int8-cpu"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5):
+                break
+            time.sleep(0.1)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
 def test_the_quickstart_answers(demo_bundle: Path, tmp_path: Path) -> None:
     """Runs the README's Python blocks as they stand, with the demo bundle and a picture in their places."""
     import cv2
@@ -115,13 +138,18 @@ def test_the_quickstart_answers(demo_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "demo-int8-cpu").symlink_to(demo_bundle)
     snippet = "\n".join(block for document, block in blocks("python") if document == "README.md")
-    result = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{snippet}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    with serving(demo_bundle) as port:
+        result = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{snippet.replace('8000', str(port))}",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     assert result.returncode == 0, result.stderr
     assert "ttft_s=" in result.stdout
 
