@@ -376,7 +376,7 @@ def test_in_a_terminal(tmp_path: Path) -> None:
             os.write(ours, b"/history\n")
             _until(ours, r"  > Hello\s+[a-z]{5}[^>]*> ")
             os.write(ours, b"\x03")
-            _until(ours, "/quit, leaves")
+            _until(ours, "/quit, leaves", again=b"\x03")
             os.write(ours, b"\x03")
             assert chat.wait(30) == 130
         finally:
@@ -392,11 +392,18 @@ def _own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def _until(terminal: int, pattern: str) -> str:
-    """Read until `pattern` is found; return what was read."""
-    seen, end = "", time.monotonic() + 60
+def _until(terminal: int, pattern: str, again: bytes = b"") -> str:
+    """Read until `pattern` is found; return what was read.
+
+    `again` is typed once more every ten seconds: a signal that comes just before readline waits is seen with the next.
+    """
+    seen, began = "", time.monotonic()
+    end, patience = began + 60, began + 10
     while not re.search(pattern, seen):
         assert time.monotonic() < end, seen
+        if again and time.monotonic() > patience:
+            os.write(terminal, again)
+            patience += 10
         if select.select([terminal], [], [], 1.0)[0]:
             seen += os.read(terminal, 65536).decode(errors="replace")
     return seen

@@ -9,6 +9,7 @@ A finding is written to the corpus folder as "crash-…" and named in the output
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import atheris
 NAMES = ("picture", "manifest", "graph", "state", "text")
 LONGEST = 1 << 14  # bytes of an input
 HANG = 20  # seconds
+MEMORY = 2 << 30  # bytes
 
 
 def fuzz(target: str, seconds: int, corpus: Path, seed: int) -> None:
@@ -29,7 +31,15 @@ def fuzz(target: str, seconds: int, corpus: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, data in enumerate(targets.seeds(target)):
         (folder / f"seed-{index}").write_bytes(data)
-    options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-timeout={HANG}", f"-max_len={LONGEST}"]
+    # The fuzzer's own limit looks at the largest memory ever, which a process inherits from the one that started it.
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    options = [
+        "-rss_limit_mb=0",
+        f"-max_total_time={seconds}",
+        f"-seed={seed}",
+        f"-timeout={HANG}",
+        f"-max_len={LONGEST}",
+    ]
     atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/", str(folder)], targets.TARGETS[target])
     atheris.Fuzz()
 
