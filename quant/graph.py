@@ -80,7 +80,7 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
     """Store as float16 and widen in the graph; onnxruntime's CPU provider widens once, at load."""
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None
-    half = _initializer(
+    half = initializer(
         model,
         f"{name}_fp16",
         ir.DataType.FLOAT16,
@@ -109,20 +109,22 @@ def _to_codes(model: ir.Model, value: ir.Value, fmt: BlockFormat, rounding: Roun
     inputs, size = [], 0
     for index, (suffix, shape) in enumerate(zip(("codes", "scale", "zero"), fmt.shapes(k, n), strict=False)):
         dtype = ir.DataType.FLOAT if suffix == "scale" else ir.DataType.UINT8
-        inputs.append(_initializer(model, f"{name}_{suffix}", dtype, shape, functools.partial(part, index)))
+        inputs.append(initializer(model, f"{name}_{suffix}", dtype, shape, functools.partial(part, index)))
         size += math.prod(shape) * dtype.numpy().itemsize
     attributes = {"K": k, "N": n, "bits": fmt.bits, "block_size": fmt.block, "accuracy_level": _ACCURACY_LEVEL}
     for user, _ in list(value.uses()):
-        _take_place(user, ir.node("MatMulNBits", [user.inputs[0], *inputs], attributes, domain=_MS))
+        take_place(user, ir.node("MatMulNBits", [user.inputs[0], *inputs], attributes, domain=_MS))
     del model.graph.initializers[name]
     model.opset_imports[_MS] = 1
     return size
 
 
-def _initializer(
+def initializer(
     model: ir.Model, name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[], np.ndarray]
 ) -> ir.Value:
-    tensor = ir.LazyTensor(lambda: ir.Tensor(load(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
+    tensor = ir.LazyTensor(
+        lambda: ir.Tensor(load(), name=name, dtype=dtype), dtype=dtype, shape=ir.Shape(shape), name=name
+    )
     value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
@@ -136,7 +138,7 @@ def _replace(model: ir.Model, value: ir.Value, producer: ir.Node) -> None:
     del model.graph.initializers[value.name]
 
 
-def _take_place(old: ir.Node, new: ir.Node) -> None:
+def take_place(old: ir.Node, new: ir.Node) -> None:
     """Put `new` where `old` stands, under the same output name."""
     output, graph = old.outputs[0], old.graph
     assert graph is not None

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from quant.graph import Rounding, is_matrix, round_plainly
+from quant.graph import Rounding, initializer, is_matrix, round_plainly, take_place
 from quant.recipe import KEEP, RECIPES, Recipe, Rule, block_count
 from quant.weights import FORMATS
 from runtime.errors import CheckpointError
@@ -81,7 +81,7 @@ def _to_half(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None
     shape = tuple(tensor.shape.numpy())
-    half = _initializer(model, f"{name}_fp16", ir.DataType.FLOAT16, shape, lambda: tensor.numpy().astype(np.float16))
+    half = initializer(model, f"{name}_fp16", ir.DataType.FLOAT16, shape, lambda: tensor.numpy().astype(np.float16))
     for node, _ in list(value.uses()):
         _half_product(model, node, [None, half], _DOWN if name.endswith(_SQUARED) else 1.0)
     del model.graph.initializers[name]
@@ -104,16 +104,16 @@ def _to_w8(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -> 
             parts.update(codes=signed, scale=scales.reshape(n, -1))
         return parts.pop(which)
 
-    codes = _initializer(model, f"{name}_codes", ir.DataType.INT8, (n, k), functools.partial(part, "codes"))
+    codes = initializer(model, f"{name}_codes", ir.DataType.INT8, (n, k), functools.partial(part, "codes"))
     blocks = (n, k // fmt.block)
-    scale = _initializer(model, f"{name}_scale", ir.DataType.FLOAT, blocks, functools.partial(part, "scale"))
+    scale = initializer(model, f"{name}_scale", ir.DataType.FLOAT, blocks, functools.partial(part, "scale"))
     attributes: dict[str, int | str] = {
         "group_size": fmt.block,
         "plugin_namespace": _DOMAIN,
         "plugin_version": "1",
     }
     for node, _ in list(value.uses()):
-        _take_place(node, ir.node("MatMulW8", [node.inputs[0], codes, scale], attributes, domain=_DOMAIN))
+        take_place(node, ir.node("MatMulW8", [node.inputs[0], codes, scale], attributes, domain=_DOMAIN))
     del model.graph.initializers[name]
     _raise_opset(model)
     body = _matmul_w8()
@@ -158,9 +158,9 @@ def _to_int4(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -
             parts.update(codes=codes, scale=scales)
         return parts.pop(which)
 
-    codes = _initializer(model, f"{name}_codes", ir.DataType.INT4, (k, n), functools.partial(part, "codes"))
+    codes = initializer(model, f"{name}_codes", ir.DataType.INT4, (k, n), functools.partial(part, "codes"))
     blocks = (k // INT4_BLOCK, n)
-    scale = _initializer(model, f"{name}_scale", ir.DataType.FLOAT16, blocks, functools.partial(part, "scale"))
+    scale = initializer(model, f"{name}_scale", ir.DataType.FLOAT16, blocks, functools.partial(part, "scale"))
     for node, _ in list(value.uses()):
         widen = ir.node("DequantizeLinear", [codes, scale], {"axis": 0, "block_size": INT4_BLOCK})
         widen.outputs[0].name = f"{name}_{len(codes.uses())}_widened"
@@ -197,7 +197,7 @@ def _half_product(model: ir.Model, node: ir.Node, operands: list[ir.Value | None
     if down != 1:
         constant = ir.node("Constant", [], {"value_float": 1 / down})
         last = ir.node("Mul", [emit(last, "wide"), emit(constant, "up_factor")])
-    _take_place(node, last)
+    take_place(node, last)
 
 
 _WRITERS: dict[str, Callable[[ir.Model, ir.Value, Rule, Rounding], int]] = {
@@ -240,25 +240,3 @@ def _rounded(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide > 0)
     codes: np.ndarray = np.clip(np.rint(blocks * inverse), -7, 7)
     return codes
-
-
-def _initializer(
-    model: ir.Model, name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[], np.ndarray]
-) -> ir.Value:
-    def tensor() -> ir.TensorProtocol:
-        return ir.Tensor(load(), name=name, dtype=dtype)
-
-    lazy = ir.LazyTensor(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=lazy)
-    model.graph.register_initializer(value)
-    return value
-
-
-def _take_place(old: ir.Node, new: ir.Node) -> None:
-    """Put `new` where `old` stands, under the same output name."""
-    output, graph = old.outputs[0], old.graph
-    assert graph is not None
-    new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = output.name, output.shape, output.type
-    graph.insert_before(old, new)
-    ir.convenience.replace_all_uses_with(output, new.outputs[0], replace_graph_outputs=True)
-    graph.remove(old, safe=True)

@@ -52,8 +52,7 @@ def build(path: Path, again: bool) -> None:
 def needed_bytes(bundle: Bundle) -> int:
     """Estimate what building the largest engine takes: its weights three times over, and half a gigabyte.
 
-    TensorRT holds the file's weights, its own copy and the engine it writes; the rest is workspace. An estimate from
-    its documentation, not a measurement.
+    The file's weights, the compiler's copy and the engine it writes; the rest is workspace. Nobody has measured it.
     """
     budget = bundle.manifest.budget
     return 3 * max(budget.weights, budget.vision) + (1 << 29)
