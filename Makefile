@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BUNDLE ?= build/demo-int8-cpu
 PIP_FLAGS ?=
-PYTEST_FLAGS ?=
+# Files are shared out to one process per core and one that waits; -n0 runs all in one.
+PYTEST_FLAGS ?= -n auto
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check install $(PIP_FLAGS)
@@ -23,7 +24,7 @@ test: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest $(PYTEST_FLAGS)
+	$(PY) -m pytest --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 docs: $(VENV)/.dev
 	$(PY) -m mkdocs build --strict

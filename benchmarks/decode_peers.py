@@ -32,8 +32,9 @@ from runtime.targets import DEVICES
 
 PROMPT = 33  # tokens whose logits are compared
 # Relative RMS difference of logits. Two 8-bit formats of the same weights differ by the roundings of both, which random
-# weights multiply (benchmarks/quant_error.py), two 4-bit formats by much more; a wrong model is off by 1.4.
-LIMITS = {"8": 0.15, "4": 0.6}
+# weights multiply (benchmarks/quant_error.py), two 4-bit formats by much more: Q4_0 by 0.60 after 24 random layers; a
+# wrong model is off by 1.4.
+LIMITS = {"8": 0.15, "4": 0.9}
 RIVALS = {"int8": "llama.cpp q8_0", "int4": "llama.cpp q4_0"}
 
 

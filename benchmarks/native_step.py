@@ -2,13 +2,14 @@
 
     python -m benchmarks.native_step                          # 0.1B, 0.4B and 1.5B, int8 and int4
     python -m benchmarks.native_step --sizes 0.1B --threads 2 --rounds 9
+    python -m benchmarks.native_step --sizes v6-0.4B --json benchmarks/results/native_step_v6.json   # RWKV-6
     python -m benchmarks.native_step --bundle build/demo-int8-cpu
 
-Random weights of the released sizes; they are written and exported once, into --work. Every round measures all of it,
-one after the other, so that a noisy neighbour meets both; the table shows medians over rounds, wall clock. Bandwidth
-is that of plain reading with as many threads, measured in the same rounds; its share counts the bytes that were really
-read: FFN rows of units that are exactly zero are not. Random weights make half of them zero, trained ones more. Prints
-JSON as its last line.
+Random weights of the released sizes (v6-0.4B, an RWKV-6 of 24 x 1024, is none); they are written and exported once,
+into --work. Every round measures all of it, one after the other, so that a noisy neighbour meets both; the table shows
+medians over rounds, wall clock. Bandwidth is that of plain reading with as many threads, measured in the same rounds;
+its share counts the bytes that were really read: FFN rows of units that are exactly zero are not. Random weights make
+half of them zero, trained ones more. Prints JSON as its last line.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from runtime.engine import Engine
 
 RESULTS = Path(__file__).parent / "results" / "native_step.json"
 SIZES, PRECISIONS = ("0.1B", "0.4B", "1.5B"), ("int8", "int4")
+RWKV6_SIZES = ("v6-0.4B", "v6-1.6B")
 PREFILL, BATCH = 256, 8
 
 
@@ -128,7 +130,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, action="append", help="measure this one instead; repeatable")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--sizes", nargs="+", choices=(*SIZES, *RWKV6_SIZES), default=SIZES)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--work", type=Path, default=Path("build/native"), help="where random models go")
     parser.add_argument("--threads", type=int, default=1)

@@ -37,7 +37,8 @@ SIZES = {
     "3B": Size(32, 2560, (96, 96, 64, 320)),
     "7B": Size(32, 4096, (128, 128, 96, 480)),
 }
-RWKV6_SIZES = {  # layers, width, FFN, ranks of the mixing and decay paths
+RWKV6_SIZES = {  # layers, width, FFN, ranks of the mixing and decay paths; nothing below 1.6B was released
+    "v6-0.4B": (24, 1024, 3584, 32, 64),
     "v6-1.6B": (24, 2048, 7168, 32, 64),
     "v6-3B": (32, 2560, 8960, 32, 64),
     "v6-7B": (32, 4096, 14336, 64, 128),

@@ -56,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--target",
         default="cpu",
-        help="where the bundle will run: cpu (default), jetson (or jetson-orin, jetson-thor), tensorrt, or rtx, whose "
-        "engines are built here without a GPU",
+        help="where the bundle will run: cpu (default), cuda (onnxruntime), jetson (or jetson-orin, jetson-thor), "
+        "tensorrt, or rtx, whose engines are built here without a GPU",
     )
     command.add_argument(
         "--arch",

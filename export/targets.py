@@ -13,6 +13,7 @@ from runtime.errors import ConfigError, TargetUnavailable
 
 TARGETS = {
     "cpu": "onnxruntime or the native step, x86-64 and aarch64",
+    "cuda": "onnxruntime on an NVIDIA GPU: nothing is built, neither here nor there",
     "rtx": "TensorRT-RTX: engines built here, without a GPU, for the architectures named by --arch",
     "tensorrt": "TensorRT on a desktop or server GPU: engines are built on that machine",
     "jetson": "TensorRT on a Jetson, Orin or Thor: engines are built on the device",

@@ -22,8 +22,8 @@ from export.checkpoint import Checkpoint
 from export.models import graph_modules
 from export.stream import streamed
 from export.weights import load_weight
+from quant.forms import has_halves
 from quant.limits import LIMITS
-from runtime import tensorrt
 from runtime.backends.ort import OrtBackend
 from runtime.bundle import Bundle
 from runtime.context import pack
@@ -77,11 +77,10 @@ def verify(
         ParityError: a quantity is off by more than `TOLERANCE`; the message holds the whole table.
     """
     limit = TOLERANCE[bundle.manifest.precision]
-    # int8 and int4 leave towers in float32 (float16 for TensorRT); a compressor's blocks are quantised like the
-    # language model's.
+    # int8 and int4 leave towers in float32 (float16 for GPUs); a compressor's blocks are quantised like the language
+    # model's.
     manifest, vision = bundle.manifest, bundle.manifest.vision
-    halves = manifest.precision == "fp16" or (manifest.target in tensorrt.TARGETS and manifest.precision != "fp32")
-    towers = "fp16" if halves else "fp32"
+    towers = "fp16" if has_halves(manifest.target, manifest.precision) else "fp32"
     image_limit = limit if vision and vision.compressor else TOLERANCE[towers]
     tokens = np.random.default_rng(7).integers(1, min(spec.vocab_size - 1, 60_000), PROMPT_TOKENS)
     pixels = _pixels(bundle)

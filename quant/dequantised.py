@@ -1,4 +1,4 @@
-"""The float twin of a quantised bundle: what its codes stand for, without the rounding of activations.
+"""The float twin of a quantised bundle: what its codes and halves stand for, without the rounding of activations.
 
 What onnxruntime computes from 8-bit or 4-bit weights differs from float32 by two roundings, of the weights and (inside
 its kernel) of the activations to 8 bits. A backend that multiplies the same codes more exactly makes only the first.
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quant.apply import save
+from quant.graph import HALF, initializer, take_place
 from quant.weights import BlockFormat, dequantize
 from runtime.bundle import Bundle, fingerprint, sha256_file
 from runtime.spec import FileSpec
@@ -29,6 +30,7 @@ class Coded:
     k: int
     n: int
     format: BlockFormat
+    parts: tuple[ir.Value, ...]  # codes, scales and zero points
 
     @property
     def nbytes(self) -> int:
@@ -40,8 +42,7 @@ class Coded:
         return dequantize(tuple(tensor.numpy() for tensor in self._tensors()), self.k, self.format)
 
     def _tensors(self) -> list[ir.TensorProtocol]:
-        values = [value for value in self.node.inputs[1:] if value is not None]
-        return [value.const_value for value in values if value.const_value is not None]
+        return [value.const_value for value in self.parts if value.const_value is not None]
 
 
 def coded(model: ir.Model) -> Iterator[Coded]:
@@ -49,13 +50,13 @@ def coded(model: ir.Model) -> Iterator[Coded]:
     for node in list(model.graph):
         if node.op_type == "MatMulNBits":
             k, n, bits, block = (node.attributes[key].as_int() for key in ("K", "N", "bits", "block_size"))
-            source = node.inputs[1]
-            assert source is not None and source.name is not None
-            yield Coded(source.name.removesuffix("_codes"), node, k, n, BlockFormat(bits, block))
+            parts = tuple(value for value in node.inputs[1:] if value is not None)
+            assert parts[0].name is not None
+            yield Coded(parts[0].name.removesuffix("_codes"), node, k, n, BlockFormat(bits, block), parts)
 
 
 def twin(source: Bundle, folder: Path) -> Bundle:
-    """Write `source` with float32 matrices in place of codes into an empty folder; it takes 4 bytes a weight.
+    """Write `source` into an empty folder, float32 matrices in place of codes and halves: 4 bytes a weight.
 
     The new bundle is called by the precision of the old one.
     """
@@ -65,7 +66,7 @@ def twin(source: Bundle, folder: Path) -> Bundle:
             shutil.copyfile(source.file(file), folder / file)
     for graph in manifest.graphs:
         model = ir.load(source.file(graph.file))
-        if _expand(model):
+        if _expand(model) | _widen(model):
             ir.save(model, folder / graph.file, external_data=f"{graph.file}.data", alignment=4096)
         else:
             for file in {graph.file, f"{graph.file}.data"} & set(manifest.files):
@@ -80,23 +81,29 @@ def _expand(model: ir.Model) -> bool:
     for one in found:
         name, node = one.name, one.node
         if name not in model.graph.initializers:
-            tensor = ir.LazyTensor(
-                lambda one=one: ir.Tensor(one.weight(), name=one.name),  # type: ignore[misc]
-                dtype=ir.DataType.FLOAT,
-                shape=ir.Shape((one.k, one.n)),
-                name=name,
-            )
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
-            model.graph.register_initializer(value)
-        product = ir.node("MatMul", [node.inputs[0], model.graph.initializers[name]])
-        output = node.outputs[0]
-        product.outputs[0].name, product.outputs[0].shape = output.name, output.shape
-        product.outputs[0].type = output.type
-        model.graph.insert_before(node, product)
-        ir.convenience.replace_all_uses_with(output, product.outputs[0], replace_graph_outputs=True)
-        model.graph.remove(node)
+            initializer(model, name, ir.DataType.FLOAT, (one.k, one.n), one.weight)
+        take_place(node, ir.node("MatMul", [node.inputs[0], model.graph.initializers[name]]))
     for one in found:  # what nothing reads any more; a matrix may have been in several products
-        for part in one.node.inputs[1:]:
-            if part is not None and part.name is not None:
-                model.graph.initializers.pop(part.name, None)
+        for part in one.parts:
+            assert part.name is not None
+            model.graph.initializers.pop(part.name, None)
     return bool(found)
+
+
+def _widen(model: ir.Model) -> bool:
+    """Put float initializers in place of halves that are widened in the graph; return whether there were any."""
+    found = False
+    for node in list(model.graph):
+        half = node.inputs[0] if node.op_type == "Cast" else None
+        if half is None or half.name is None or half.const_value is None or not half.name.endswith(HALF):
+            continue
+        found, tensor, name = True, half.const_value, half.name.removesuffix(HALF)
+
+        def load(tensor: ir.TensorProtocol = tensor) -> np.ndarray:
+            return tensor.numpy().astype(np.float32)
+
+        wide = initializer(model, name, ir.DataType.FLOAT, tuple(tensor.shape.numpy()), load)
+        ir.convenience.replace_all_uses_with(node.outputs[0], wide)
+        model.graph.remove(node, safe=True)
+        del model.graph.initializers[half.name]
+    return found

@@ -12,11 +12,13 @@ import onnx_ir as ir
 
 from quant.recipe import KEEP, Recipe, Rule, block_count
 from quant.weights import FORMATS, BlockFormat, quantize
+from runtime.errors import CheckpointError
 from runtime.spec import PrecisionRule
 
 _MS = "com.microsoft"
 _ACCURACY_LEVEL = 4  # int8 activations inside the kernel. Levels 0 to 3 take 60 (8 bits) or 3 times (4 bits) as long
 
+HALF = "_fp16"  # ends the name of a matrix in float16
 
 Rounding = Callable[[str, np.ndarray, BlockFormat], tuple[np.ndarray, ...]]
 """(initializer's name, [K, N] float32, format) -> parts as `quant.weights.quantize` makes them."""
@@ -42,7 +44,7 @@ def apply(model: ir.Model, recipe: Recipe, rounding: Rounding = round_plainly) -
             continue
         rule = recipe.rule(name, blocks) if is_matrix(value) else KEEP
         if rule.format in FORMATS:
-            groups[rule].append(_to_codes(model, value, FORMATS[rule.format], rounding))
+            groups[rule].append(to_codes(model, value, FORMATS[rule.format], rounding))
         else:
             groups[rule].append({"float32": _keep, "float16": _to_float16}[rule.format](model, value))
     return tuple(
@@ -82,10 +84,10 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
     assert tensor is not None and name is not None
     half = initializer(
         model,
-        f"{name}_fp16",
+        f"{name}{HALF}",
         ir.DataType.FLOAT16,
         tuple(tensor.shape.numpy()),
-        lambda: tensor.numpy().astype(np.float16),
+        lambda: _halved(tensor.numpy(), name),
     )
     cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)})
     cast.outputs[0].name = f"{name}_fp32"
@@ -93,7 +95,19 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
     return tensor.nbytes // 2
 
 
-def _to_codes(model: ir.Model, value: ir.Value, fmt: BlockFormat, rounding: Rounding) -> int:
+def _halved(weight: np.ndarray, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = weight.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise CheckpointError(
+            f"{name} holds NaN, Inf or weights that float16 cannot hold: up to {np.abs(weight).max():.3g}",
+            wanted="weights below 65504",
+            hint="export it with --fp32, or download the checkpoint again",
+        )
+    return half
+
+
+def to_codes(model: ir.Model, value: ir.Value, fmt: BlockFormat, rounding: Rounding) -> int:
     """Replace every `x @ weight` by MatMulNBits."""
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None

@@ -111,9 +111,13 @@ def block_count(names: Iterable[str]) -> int:
     return max((int(found[1]) + 1 for found in map(_BLOCK.search, names) if found), default=0)
 
 
-KEEP = Rule("*", "float32", "norms, mixing vectors, LoRA paths, decay and biases: small, and errors there compound")
+KEEP = Rule("*", "float32", "norms, mixing vectors, decay and biases: small, and errors there compound")
 
 KEEP_TABLES = Rule("*.pool", "float32", "the constant matrix of average pooling")
+PATHS = tuple(
+    Rule(pattern, "float16", "LoRA paths: errors there compound, and bfloat16 weights lose nothing in float16")
+    for pattern in ("*.att.[wavg][12]", "*.time_*_w[12]")
+)
 _STEP = "read once per token: the cost of a decode step"
 _TOWER = "read once per image"
 _FIRST = "every later layer reads what the first ones write: their errors are more than half of all"
@@ -146,6 +150,7 @@ RECIPES = {
             (
                 KEEP_TABLES,
                 *_rules((*_BODY, _LOGITS), "float16", _STEP),
+                *PATHS,
                 *_rules(_TOWER_MATRICES, "float16", _TOWER),
             ),
             "float16",
@@ -153,8 +158,9 @@ RECIPES = {
         Recipe(
             "int8",
             (
-                *_rules(_BODY, "float32", _FIRST, share=1 / 12),
+                *_rules(_BODY, "float16", _FIRST, share=1 / 12),
                 *_rules((*_BODY, _LOGITS), "int8-b32", _STEP),
+                *PATHS,
             ),
             "float16",
         ),
@@ -164,6 +170,7 @@ RECIPES = {
                 *_rules(_BODY, "int8-b32", _EARLY, share=3 / 8),
                 *_rules(_BODY, "int4-b32", _STEP),
                 Rule(_LOGITS, "int8-b32", _HEAD),
+                *PATHS,
             ),
             "float16",
         ),

@@ -16,7 +16,7 @@ import numpy as np
 
 from quant.graph import Rounding
 from quant.probe import Probe
-from quant.recipe import Recipe, Rule
+from quant.recipe import PATHS, Recipe, Rule
 from quant.weights import FORMATS
 from runtime.errors import ConfigError
 
@@ -104,7 +104,7 @@ def as_recipe(chosen: dict[str, str], alone: dict[str, dict[str, float]]) -> Rec
         Rule(matrix, fmt, f"alone it costs {100 * alone[matrix][fmt]:.2g} % of the logits")
         for matrix, fmt in chosen.items()
     )
-    return Recipe(name, tuple(rules), "float16")
+    return Recipe(name, (*rules, *PATHS), "float16")
 
 
 def _bytes(shape: tuple[int, ...], fmt: str) -> int:

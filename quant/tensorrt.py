@@ -1,8 +1,7 @@
 """Rewriting a float32 graph to what TensorRT runs fast: products in float16, weights in forms it does not widen first.
 
-TensorRT's networks are strongly typed: the graph says where a number is rounded. Here only the operands of large
-products are: everything between them, the recurrence, its state, norms and LoRA paths, stays float32.
-- float16: `Cast -> MatMul(float16) -> Cast`.
+TensorRT's networks are strongly typed: the graph says where a number is rounded.
+- float16: as `quant.halves` has it.
 - 8 bits: `vrwkv::MatMulW8`, our plugin, since TensorRT would write out a float16 copy of the matrix in every step. It
   takes and gives float32. Its body in standard operators makes the same file run on onnxruntime.
 - 4 bits: blocks of 64 behind a DequantizeLinear, which TensorRT fuses into the product. Zero points other than 0 it
@@ -13,15 +12,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import defaultdict
-from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from quant.graph import Rounding, initializer, is_matrix, round_plainly, take_place
-from quant.recipe import KEEP, RECIPES, Recipe, Rule, block_count
+from quant import halves
+from quant.graph import Rounding, initializer, round_plainly, take_place
+from quant.recipe import Recipe, Rule
 from quant.weights import FORMATS
 from runtime.errors import CheckpointError
 from runtime.spec import PrecisionRule
@@ -31,61 +29,11 @@ INT4_BLOCK = 64  # the smallest that TensorRT fuses
 INT4_FORMAT = f"int4-b{INT4_BLOCK}-symmetric"
 _OPSET = 21  # blocked DequantizeLinear
 _SHARES = np.arange(0.70, 1.01, 0.05, dtype=np.float32)  # of a block's largest weight, tried as the end of its range
-# relu(x)^2 of large models exceeds float16's 65504. A power of two changes no digit on the way in and out.
-_SQUARED, _DOWN = "ffn.value", 2.0**-6
 
 
 def apply(model: ir.Model, recipe: Recipe, rounding: Rounding = round_plainly) -> tuple[PrecisionRule, ...]:
-    """Rewrite `model` in place to `recipe`, in TensorRT's forms, and return what became of every group of weights.
-
-    Data stays lazy: a matrix is read, converted (8-bit codes by `rounding`) and dropped when the file is written.
-    """
-    groups: dict[Rule, list[int]] = defaultdict(list)
-    blocks = block_count(model.graph.initializers)
-    for name, value in list(model.graph.initializers.items()):
-        tensor = value.const_value
-        assert tensor is not None
-        if tensor.dtype != ir.DataType.FLOAT:
-            continue
-        rule = _rule(recipe, name, blocks) if is_matrix(value) else KEEP
-        groups[rule].append(_WRITERS[rule.format](model, value, rule, rounding) if rule is not KEEP else tensor.nbytes)
-    if recipe.name != "fp32":
-        for node in list(model.graph):
-            if node.op_type == "MatMul" and all(_is_activation(v) for v in node.inputs):
-                _half_product(model, node, [None, None])
-    return tuple(
-        PrecisionRule(rule.title(blocks), rule.format, len(sizes), sum(sizes), rule.reason)
-        for rule, sizes in groups.items()
-    )
-
-
-def _rule(recipe: Recipe, name: str, blocks: int) -> Rule:
-    """Return the recipe's rule in TensorRT's formats: what another engine keeps in float32 is float16 here."""
-    rule = recipe.rule(name, blocks)
-    if recipe.name == "fp32":
-        return KEEP
-    if rule is KEEP:
-        rule = RECIPES["fp16"].rule(name, blocks)
-    if rule.reason == KEEP.reason or rule.pattern == "*.pool":
-        return KEEP
-    if rule.format.startswith("int4"):
-        return Rule(rule.pattern, INT4_FORMAT, rule.reason, rule.share)
-    return Rule(rule.pattern, "float16", rule.reason, rule.share) if rule.format == "float32" else rule
-
-
-def _is_activation(value: ir.Value | None) -> bool:
-    return value is not None and value.const_value is None and value.producer() is not None
-
-
-def _to_half(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -> int:
-    tensor, name = value.const_value, value.name
-    assert tensor is not None and name is not None
-    shape = tuple(tensor.shape.numpy())
-    half = initializer(model, f"{name}_fp16", ir.DataType.FLOAT16, shape, lambda: tensor.numpy().astype(np.float16))
-    for node, _ in list(value.uses()):
-        _half_product(model, node, [None, half], _DOWN if name.endswith(_SQUARED) else 1.0)
-    del model.graph.initializers[name]
-    return tensor.nbytes // 2
+    """Rewrite `model` in place to `recipe`, in TensorRT's forms, and return what became of every group of weights."""
+    return halves.apply(model, recipe, rounding, _WRITERS, lambda fmt: INT4_FORMAT if fmt.startswith("int4") else fmt)
 
 
 def _to_w8(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -> int:
@@ -94,7 +42,7 @@ def _to_w8(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -> 
     fmt = FORMATS[rule.format]
     k, n = tensor.shape.numpy()
     if k % fmt.block:
-        return _to_half(model, value, rule, rounding)
+        return halves.to_half(model, value, rule, rounding)
     parts: dict[str, np.ndarray] = {}
 
     def part(which: str) -> np.ndarray:
@@ -149,7 +97,7 @@ def _to_int4(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -
     assert tensor is not None and name is not None
     k, n = tensor.shape.numpy()
     if k % INT4_BLOCK:
-        return _to_half(model, value, rule, rounding)
+        return halves.to_half(model, value, rule, rounding)
     parts: dict[str, np.ndarray] = {}
 
     def part(which: str) -> np.ndarray:
@@ -165,43 +113,13 @@ def _to_int4(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) -
         widen = ir.node("DequantizeLinear", [codes, scale], {"axis": 0, "block_size": INT4_BLOCK})
         widen.outputs[0].name = f"{name}_{len(codes.uses())}_widened"
         model.graph.insert_before(node, widen)
-        _half_product(model, node, [None, widen.outputs[0]], _DOWN if name.endswith(_SQUARED) else 1.0)
+        halves.half_product(model, node, [None, widen.outputs[0]], halves.down_for(name))
     del model.graph.initializers[name]
     _raise_opset(model)
     return k * n // 2 + 2 * math.prod(blocks)
 
 
-def _half_product(model: ir.Model, node: ir.Node, operands: list[ir.Value | None], down: float = 1.0) -> None:
-    """Let a MatMul round its operands to float16 and give float32; `operands` are those that are float16 already."""
-    graph, output = model.graph, node.outputs[0]
-    assert output.name is not None
-
-    def emit(new: ir.Node, suffix: str) -> ir.Value:
-        new.outputs[0].name = f"{output.name}_{suffix}"
-        graph.insert_before(node, new)
-        return new.outputs[0]
-
-    def scaled(source: ir.Value, factor: float, suffix: str) -> ir.Value:
-        constant = ir.node("Constant", [], {"value_float": factor})
-        return emit(ir.node("Mul", [source, emit(constant, f"{suffix}_factor")]), suffix)
-
-    inputs = []
-    for index, (given, half) in enumerate(zip(node.inputs, operands, strict=True)):
-        assert given is not None
-        if half is None:
-            source = scaled(given, down, "down") if down != 1 and index == 0 else given
-            half = emit(ir.node("Cast", [source], {"to": int(ir.DataType.FLOAT16)}), f"half{index}")
-        inputs.append(half)
-    product = emit(ir.node("MatMul", inputs), "half")
-    last = ir.node("Cast", [product], {"to": int(ir.DataType.FLOAT)})
-    if down != 1:
-        constant = ir.node("Constant", [], {"value_float": 1 / down})
-        last = ir.node("Mul", [emit(last, "wide"), emit(constant, "up_factor")])
-    take_place(node, last)
-
-
-_WRITERS: dict[str, Callable[[ir.Model, ir.Value, Rule, Rounding], int]] = {
-    "float16": _to_half,
+_WRITERS: dict[str, halves.Writer] = {
     INT4_FORMAT: _to_int4,
     **{name: _to_w8 for name, fmt in FORMATS.items() if fmt.bits == 8},
 }

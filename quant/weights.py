@@ -1,11 +1,12 @@
 """Weight formats: how a float matrix becomes the initializers of one quantised matrix product, in plain NumPy.
 
 A format is what onnxruntime's `MatMulNBits` stores: each output column is cut into blocks of inputs, and a block has
-one float32 scale. "int8-b32" is 8 bits in blocks of 32, its codes symmetric around 128. "int4-b32" is 4 bits with a
-zero point per block; scale and zero point are searched for the least squared error, a fifth (Gaussian weights) to more
-than a quarter (heavy tails) below rounding to the nearest with the largest weight as the scale. With accuracy_level 4
-the kernel rounds activations to 8 bits per token and block: a token's result never depends on its neighbours in a
-segment, which per-tensor dynamic quantisation would break.
+one float32 scale, of which only 11 bits are significant: an engine may hold it in 16 bits and lose nothing. "int8-b32"
+is 8 bits in blocks of 32, its codes symmetric around 128. "int4-b32" is 4 bits with a zero point per block; scale and
+zero point are searched for the least squared error, a fifth (Gaussian weights) to more than a quarter (heavy tails)
+below rounding to the nearest with the largest weight as the scale. With accuracy_level 4 the kernel rounds activations
+to 8 bits per token and block: a token's result never depends on its neighbours in a segment, which per-tensor dynamic
+quantisation would break.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Chunk:
     def symmetric(self) -> tuple[np.ndarray, np.ndarray]:
         """Return scales that clip nothing, and the middle as zero point."""
         scales = np.abs(self.weights, out=self._exact).max(1, keepdims=True) / (self.middle - 1)
-        return np.where(scales < _TINY, 0, scales), np.full_like(scales, self.middle)
+        return short(np.where(scales < _TINY, 0, scales)), np.full_like(scales, self.middle)
 
     def search(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the scales and zero points of least squared error.
@@ -153,7 +154,7 @@ class Chunk:
         steps = np.subtract(self.round(scales, zeros), zeros, out=self._codes)
         products = self._sum(np.multiply(self.weights, steps, out=self._exact))
         self._keep_better(best, products * inverse(self._sum(np.square(steps, out=steps))), zeros)
-        return scales, zeros
+        return short(scales), zeros
 
     def round(self, scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:
         """Return the nearest codes, as floats, in a buffer."""
@@ -175,6 +176,13 @@ class Chunk:
         if self._importance is not None:
             values *= self._importance
         return values.sum(1, keepdims=True)
+
+
+def short(scales: np.ndarray) -> np.ndarray:
+    """Round float32 to 11 significant bits, the precision of float16 without its range."""
+    bits = np.ascontiguousarray(scales, np.float32).view(np.uint32)
+    rounded: np.ndarray = ((bits + 0xFFF + (bits >> 13 & 1)) & ~np.uint32(0x1FFF)).view(np.float32)
+    return rounded
 
 
 def inverse(scales: np.ndarray) -> np.ndarray:

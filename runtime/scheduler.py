@@ -106,7 +106,8 @@ class Scheduler:
         """`Engine.advance`; the logits [V] are the caller's own.
 
         A single token may go through the graph together with other sessions' tokens. What it gives is the same: to the
-        bit with RWKV-7 (`tests/test_shared_steps.py`), up to the order of sums with RWKV-6 (`tests/test_families.py`).
+        bit on the native step (`tests/native/test_step.py`) and with RWKV-7 (`tests/test_shared_steps.py`), up to the
+        order of sums with RWKV-6 on onnxruntime (`tests/test_families.py`).
         """
         segments = self._engine.cut(x, image)
         if len(segments) == 1 and len(segments[0][0]) == 1 and segments[0][1] is None:

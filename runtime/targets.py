@@ -9,8 +9,8 @@ from runtime.backends.base import Backend
 from runtime.errors import ConfigError, TargetUnavailable
 from runtime.logs import event
 
-DEVICES = ("auto", "cpu", "native", "onnxruntime", "tensorrt")
-TARGETS = ("cpu", *tensorrt.TARGETS)
+DEVICES = ("auto", "cpu", "native", "onnxruntime", "cuda", "tensorrt")
+TARGETS = ("cpu", "cuda", *tensorrt.TARGETS)
 
 _log = logging.getLogger(__name__)
 
@@ -20,15 +20,16 @@ def open_backend(device: str, target: str, threads: int | None) -> Backend:
 
     Args:
         device: "auto" picks one for the bundle's `target`. "cpu" runs the step natively where the package was built
-            with a compiler and knows the model, otherwise on onnxruntime. "native", "onnxruntime" and "tensorrt"
-            insist. Bundles for TensorRT run on onnxruntime too, slowly, which "auto" does where there is no GPU.
+            with a compiler and knows the model, otherwise on onnxruntime. "native", "onnxruntime" (on the processor),
+            "cuda" (onnxruntime on an NVIDIA GPU) and "tensorrt" insist. Bundles for a GPU run on the processor too,
+            slowly, which "auto" does where there is none; the log says what was picked, and why not the others.
         target: what the bundle was exported for.
         threads: compute threads; None leaves one core free.
 
     Raises:
         ConfigError: no such device, or fewer than one thread.
-        TargetUnavailable: the bundle was exported for a target that this version or machine cannot run, or device is
-            "native" and there is no native step here.
+        TargetUnavailable: the bundle was exported for a target that this version or machine cannot run, or what
+            `device` insists on is not here.
     """
     if device not in DEVICES:
         raise ConfigError(f"device {device!r}", wanted=" or ".join(DEVICES))
@@ -40,12 +41,32 @@ def open_backend(device: str, target: str, threads: int | None) -> Backend:
             wanted=f"one of {', '.join(TARGETS)}",
             hint="python -m export --target cpu",
         )
+    backend = _open(device, target, threads)
+    event(_log, logging.INFO, "backend", f"{backend.name} runs the bundle", backend=backend.name, target=target)
+    return backend
+
+
+def _open(device: str, target: str, threads: int | None) -> Backend:
     if device == "tensorrt" or (device == "auto" and target in tensorrt.TARGETS):
-        return _gpu(device, target, threads)
+        return _tensorrt(device, target, threads)
+    if device == "cuda" or (device == "auto" and target == "cuda"):
+        return _cuda(device, threads)
     return _cpu(device, threads)
 
 
-def _gpu(device: str, target: str, threads: int | None) -> Backend:
+def _cuda(device: str, threads: int | None) -> Backend:
+    from runtime.backends.cuda import CudaBackend
+
+    try:
+        return CudaBackend()
+    except TargetUnavailable as error:
+        if device == "cuda":
+            raise
+        event(_log, logging.WARNING, "no_cuda", f"the processor runs the bundle: {error.found}", reason=error.found)
+    return _cpu("cpu", threads)
+
+
+def _tensorrt(device: str, target: str, threads: int | None) -> Backend:
     from runtime.backends.trt import TrtBackend
 
     if target not in tensorrt.TARGETS:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,15 @@ def build(
 
 def plugin_layers(tensorrt: TensorRT, path: Path, library: Path) -> list[str]:
     """Return the names of the layers of a graph that TensorRT gives to plugins."""
+    return [name for name, kind in _layers(tensorrt, path, library) if kind == "PLUGIN_V3"]
+
+
+def layer_kinds(tensorrt: TensorRT, path: Path, library: Path) -> Counter[str]:
+    """Return how many layers of each kind TensorRT makes of a graph, e.g. `{"PLUGIN_V3": 23, ...}`."""
+    return Counter(kind for _, kind in _layers(tensorrt, path, library))
+
+
+def _layers(tensorrt: TensorRT, path: Path, library: Path) -> list[tuple[str, str]]:
     trt = tensorrt.module
     tensorrt.load_plugins(library)
     log = _Log(trt)
@@ -175,7 +185,7 @@ def plugin_layers(tensorrt: TensorRT, path: Path, library: Path) -> list[str]:
     if not parser.parse(without_functions(path.read_bytes()), str(path)):
         raise BundleError(f"{tensorrt.name} cannot parse {path.name}: {log.worst}")
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    return [layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
+    return [(layer.name, layer.type.name) for layer in layers]
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apps.doctor.machine import Machine
+from runtime.backends.cuda_provider import INSTALL, PROVIDER
 from runtime.targets import TARGETS
 
 Answer = Literal["yes", "slow", "no"]
@@ -38,7 +39,7 @@ def verdicts(machine: Machine, packages: frozenset[str], targets: tuple[str, ...
     others = [name for name in targets if name != "cpu" and not name.startswith("jetson-")]
     return [
         _cpu_target(machine),
-        *(_gpu_target(machine, name) for name in others),
+        *(_cuda_target(machine) if name == "cuda" else _gpu_target(machine, name) for name in others),
         *(_missing_target(machine, name) for name in ASKED_FOR if name not in targets),
         *(_precision(machine, name) for name in PRECISIONS),
         _export(machine, packages),
@@ -50,7 +51,7 @@ def _cpu_target(machine: Machine) -> Verdict:
     engine = machine.engine
     if not engine.onnxruntime:
         return Verdict("target cpu", "no", "onnxruntime is not installed", ("pip install onnxruntime",))
-    native = "; RWKV-7 decodes through the native step" if engine.native_isa else ""
+    native = "; the step of a model runs natively" if engine.native_isa else ""
     native += f" ({engine.native_isa})" if engine.native_isa else ""
     missing = f"; the native step is not used: {engine.native_reason}" if engine.native_reason else ""
     return Verdict("target cpu", "yes", f"onnxruntime {engine.onnxruntime}{native}{missing}")
@@ -61,6 +62,20 @@ def _missing_target(machine: Machine, name: str) -> Verdict:
     here = machine.jetson is not None if name == "jetson" else bool(machine.gpus)
     do = ("python -m export --int8 --target cpu",) if here else ()
     return Verdict(f"target {name}", "no", f"not in this version; {_hardware(machine, name)}", do)
+
+
+def _cuda_target(machine: Machine) -> Verdict:
+    """Judge onnxruntime on a GPU by the provider that is installed; whether it opens is known only when it is tried."""
+    title, hardware, slowly = "target cuda", _hardware(machine, "cuda"), "bundles for it run on the processor, slowly"
+    if machine.jetson:
+        return Verdict(title, "slow", f"on a Jetson that is target jetson; {slowly}")
+    if not machine.gpus:
+        return Verdict(title, "slow", f"{hardware}; {slowly}")
+    if PROVIDER not in machine.engine.providers:
+        return Verdict(title, "slow", f"{hardware}, but onnxruntime has no CUDA; {slowly}", (INSTALL,))
+    return Verdict(
+        title, "yes", f"{hardware}, with onnxruntime {machine.engine.onnxruntime}; --try on a bundle tells more"
+    )
 
 
 def _gpu_target(machine: Machine, name: str) -> Verdict:

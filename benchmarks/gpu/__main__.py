@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import correctness, decoding, speed
+from benchmarks.gpu import correctness, decoding, engines, speed
 from benchmarks.gpu.device import Device, Emulation, Gpu
 from benchmarks.gpu.kernels import ROOT, Kernels, decode_library
 
@@ -25,7 +25,11 @@ _EXAMPLES = """examples:
   python -m benchmarks.gpu --out results          all of it; minutes
   python -m benchmarks.gpu --check                correctness only
   python -m benchmarks.gpu --dry-run              the script's logic on a CPU, at tiny sizes; its times mean nothing
-flash-linear-attention's kernels are measured beside ours where `import fla` works.
+  python -m benchmarks.gpu --bundle build/demo-int8-cuda
+                                                  the bundle's step on onnxruntime's CUDA provider, too
+  python -m benchmarks.gpu --bundle build/demo-int8-rtx
+                                                  the same, and whether TensorRT-RTX has an engine for this GPU
+Engines and flash-linear-attention's kernels are measured where they are installed; the report says why one is not.
 """
 _SANITIZED = "VRWKV_SANITIZED"  # set inside the run that compute-sanitizer watches
 
@@ -43,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the random inputs; default: another one every time")
     parser.add_argument("--library", type=Path, metavar="FILE", help="a plugin library that is built already")
     parser.add_argument("--captured-steps", type=int, default=2048, metavar="N", help="default: 2048")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="for onnxruntime's CUDA provider and TensorRT-RTX")
     chosen = parser.parse_args(arguments)
     device: Device = Emulation() if chosen.dry_run else Gpu()
     seed = int.from_bytes(os.urandom(4), "little") if chosen.seed is None else chosen.seed
@@ -59,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report["checks"] += decoding.check_steps(device, library)
         say(f"{chosen.captured_steps} captured steps against uncaptured ones")
         report["checks"].append(decoding.captured(device, library, chosen.captured_steps))
+        report["engines"], report["skipped"] = try_engines(device, chosen, kernels.path)
+        report["checks"] += report["engines"]
         say("looking for races")
         report["races"] = races(device, kernels.path)
         good = all(row["ok"] for row in report["checks"]) and report["races"] in ("none", "not looked for")
@@ -77,6 +84,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (chosen.out / "gpu.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (chosen.out / "gpu.md").write_text(text + "\n", encoding="utf-8")
     return int(not good)
+
+
+def try_engines(
+    device: Device, chosen: argparse.Namespace, library: Path
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return what other engines did, and why the others were not tried. One that breaks costs nobody else a figure."""
+    rows: list[dict[str, Any]] = []
+    skipped = {}
+    for name, run in (
+        ("onnxruntime", lambda: engines.onnxruntime(device, chosen.bundle, chosen.captured_steps)),
+        ("TensorRT-RTX", lambda: engines.rtx(device, chosen.bundle, library)),
+    ):
+        say(f"trying {name}")
+        try:
+            rows += run()
+        except engines.Skipped as reason:
+            skipped[name] = str(reason)
+        except Exception as error:  # an engine or a driver that fails in a way of its own
+            rows.append({"case": name, "error": f"{type(error).__name__}: {error}", "ok": False})
+    if reason := engines.flash_linear_attention(device):
+        skipped["flash-linear-attention"] = reason
+    return rows, skipped
 
 
 def races(device: Device, library: Path) -> str:
@@ -106,6 +135,7 @@ def markdown(report: dict[str, Any]) -> str:
     bad = [row for row in report["checks"] if not row["ok"]]
     lines += [f"checks: {len(report['checks']) - len(bad)} of {len(report['checks'])} passed; races: {report['races']}"]
     lines += [f"FAILED {row}" for row in bad]
+    lines += [f"skipped {name}: {reason}" for name, reason in report["skipped"].items()]
     if "copy_gb_per_second" not in report:
         return "\n".join(lines)
     lines += [
@@ -124,6 +154,13 @@ def markdown(report: dict[str, Any]) -> str:
         beside = ", ".join(f"{value:.0f}" for value in other.values())
         figures = f"{row['microseconds']:.0f} | {row['tokens_per_second']:.0f} | {row['of_copy']:.0%}"
         lines.append(f"| {row['case']} | {figures} | {beside} |")
+    lines += ["", "| engine | tokens/s | prefill of 256, tokens/s | error | limit |", "|---|---|---|---|---|"]
+    for row in report["engines"]:
+        if "tokens_per_second" in row:
+            rates = f"{row['tokens_per_second']:.0f} | {row['prefill_tokens_per_second']:.0f}"
+            lines.append(f"| {row['case']} | {rates} | {row['error']:.1e} | {row['limit']:.0e} |")
+        elif "loaded" in row:
+            lines.append(f"| {row['case']} | {'yes' if row['loaded'] else 'no'} | | | |")
     lines += ["", "| prefill, one layer | tokens/s |", "|---|---|"]
     for row in report["prefill"]:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in row["tokens_per_second"].items())

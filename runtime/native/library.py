@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime.errors import ConfigError, TargetUnavailable
 
+VERSION = 2  # of the functions and structures, as `vrwkv_version` in src/api.cpp
 FORMATS = {"float32": 0, "float16": 1, "int8": 2, "int4": 3}
 TILES, ROWS = 0, 1  # layouts: read whole, or with zero inputs left out
 _SUFFIXES = (".so", ".dylib", ".dll")
@@ -35,6 +36,7 @@ class Sizes(ctypes.Structure):
     """The sizes of a model, as `Sizes` in src/api.cpp."""
 
     _fields_ = (
+        ("family", c_int32),
         ("layers", c_int32),
         ("width", c_int32),
         ("hidden", c_int32),
@@ -44,12 +46,22 @@ class Sizes(ctypes.Structure):
     )
 
 
+class Call(ctypes.Structure):
+    """One call of the step, as `Call` in src/model.h; pointers have the names of the graph's inputs and outputs."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("batch", "length", "images", "orders")),
+        *((name, c_void_p) for name in ("embeddings", "att_shift", "ffn_shift", "wkv", "image_state", "scan")),
+        *((name, c_void_p) for name in ("logits", "att_shift_out", "ffn_shift_out", "wkv_out")),
+    )
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """Load the library, once.
 
     Raises:
-        TargetUnavailable: it was not built, or cannot be loaded.
+        TargetUnavailable: it was not built, cannot be loaded, or is of another version of this package.
     """
     found = [path for path in sorted(Path(__file__).parent.glob("libvrwkv.*")) if path.suffix in _SUFFIXES]
     if not found:
@@ -57,21 +69,25 @@ def library() -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(found[0]))
         _declare(loaded)
+        version = loaded.vrwkv_version()
     except (OSError, AttributeError) as error:
         raise TargetUnavailable(f"the native step cannot be loaded: {error}", hint=_BUILD) from None
+    if version != VERSION:
+        raise TargetUnavailable(f"the native step was built by version {version}", wanted=f"{VERSION}", hint=_BUILD)
     return loaded
 
 
 def _declare(loaded: ctypes.CDLL) -> None:
     floats = c_void_p
+    loaded.vrwkv_version.argtypes, loaded.vrwkv_version.restype = [], c_int32
     loaded.vrwkv_isas.argtypes, loaded.vrwkv_isas.restype = [c_char_p, c_int32], None
     loaded.vrwkv_open.argtypes = [POINTER(Sizes), c_char_p, POINTER(c_void_p), POINTER(Source)]
     loaded.vrwkv_open.restype = c_void_p
     loaded.vrwkv_close.argtypes, loaded.vrwkv_close.restype = [c_void_p], None
     loaded.vrwkv_weight_bytes.argtypes, loaded.vrwkv_weight_bytes.restype = [c_void_p], c_int64
     loaded.vrwkv_bytes_read.argtypes, loaded.vrwkv_bytes_read.restype = [c_void_p], c_int64
-    loaded.vrwkv_step.argtypes = [c_void_p, c_int32, c_int32, *[floats] * 8]
-    loaded.vrwkv_step.restype = c_int32
+    loaded.vrwkv_run.argtypes = [c_void_p, POINTER(Call)]
+    loaded.vrwkv_run.restype = c_int32
     loaded.vrwkv_multiply.argtypes = [c_char_p, POINTER(Source), c_int32, floats, c_int32, floats]
     loaded.vrwkv_multiply.restype = c_int64
 

@@ -10,13 +10,11 @@ import numpy as np
 
 from runtime.backends.base import Buffer
 from runtime.errors import BundleError, InputError, StateError, TargetUnavailable
+from runtime.native.families import find_parts
 from runtime.native.graph import Graph, read_graph
-from runtime.native.library import FORMATS, Sizes, Source, chosen_set, library
-from runtime.native.rwkv7 import Parts, Weight, find_parts
+from runtime.native.library import FORMATS, Call, Sizes, Source, chosen_set, library
+from runtime.native.parts import Parts, Vector, Weight
 from runtime.spec import GraphSpec
-
-_ORDER = ("embeddings", "att_shift", "ffn_shift", "wkv")
-_RESULTS = ("logits", "att_shift_out", "ffn_shift_out", "wkv_out")
 
 
 class NativeStep:
@@ -44,27 +42,36 @@ class NativeStep:
             found.close()
         if not self._handle:
             raise BundleError(f"no memory for the weights of {path}", hint="close something, or export with --int4")
-        self._shapes = {tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)}
+        self._inputs, self._outputs = graph.inputs, graph.outputs
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run a segment [B, T, C] from `inputs` into `outputs`, none of which is an input.
 
         Raises:
-            InputError: a buffer has another shape or dtype than the graph's.
+            InputError: a buffer has another shape or dtype than the graph's, or "scan" is no order of the segment.
             StateError: the model is closed.
         """
         if self._handle is None:
             raise StateError("the model is closed", hint="load it again")
-        arrays = [inputs[name].read() for name in _ORDER] + [outputs[name].read() for name in _RESULTS]
-        if arrays[0].ndim != 3:
-            raise InputError(f"embeddings have shape {arrays[0].shape}", wanted="[B, T, C]")
-        batch, length = arrays[0].shape[:2]
-        for name, array in zip((*_ORDER, *_RESULTS), arrays, strict=True):
-            wanted = self._shapes[name].resolve(B=batch, T=length)
-            if array.shape != wanted or array.dtype != np.float32 or not array.flags.c_contiguous or not array.size:
-                raise InputError(f"{name} is {array.dtype} {list(array.shape)}", wanted=f"float32 {list(wanted)}")
-        pointers = [array.ctypes.data for array in arrays]
-        if self._library.vrwkv_step(self._handle, batch, length, *pointers):
+        arrays = {tensor.name: inputs[tensor.name].read() for tensor in self._inputs}
+        arrays |= {tensor.name: outputs[tensor.name].read() for tensor in self._outputs}
+        x, scan = arrays["embeddings"], arrays.get("scan")
+        if x.ndim != 3:
+            raise InputError(f"embeddings have shape {x.shape}", wanted="[B, T, C]")
+        batch, length = x.shape[:2]
+        for tensor in (*self._inputs, *self._outputs):
+            array, wanted = arrays[tensor.name], tensor.resolve(B=batch, T=length)
+            whole = array.flags.c_contiguous and array.size
+            if array.shape != wanted or array.dtype != tensor.dtype or not whole:
+                found = f"{tensor.name} is {array.dtype} {list(array.shape)}"
+                raise InputError(found, wanted=f"{tensor.dtype} {list(wanted)}")
+        if scan is not None and _in_order(scan):
+            del arrays["scan"]
+        images = len(arrays["image_state"]) if "image_state" in arrays else 0
+        call = Call(batch, length, images, 0 if scan is None else len(scan))
+        for name, array in arrays.items():
+            setattr(call, name, array.ctypes.data)
+        if self._library.vrwkv_run(self._handle, ctypes.byref(call)):
             raise InputError(f"no memory for {batch} x {length} positions", hint="feed shorter segments")
 
     @property
@@ -89,25 +96,39 @@ class NativeStep:
 
     def _open(self, graph: Graph, parts: Parts, threads: int) -> int | None:
         ranks = (ctypes.c_int32 * 4)(*parts.ranks)
-        sizes = Sizes(parts.layers, parts.width, parts.hidden, parts.vocabulary, threads, ranks)
+        sizes = Sizes(parts.family, parts.layers, parts.width, parts.hidden, parts.vocabulary, threads, ranks)
         keep: list[np.ndarray] = []  # what the pointers point at, until all is repacked
 
-        def pointer(name: str) -> int:
+        def pointer(name: str, start: int = 0) -> int:
             keep.append(graph.read(name))
-            return keep[-1].ctypes.data
+            return keep[-1].ctypes.data + start * keep[-1].itemsize
+
+        def values(vector: Vector | None) -> int | None:
+            return None if vector is None else pointer(vector.data, vector.start)
 
         def source(weight: Weight | None) -> Source:
             if weight is None:
                 return Source()
             names = (weight.data, weight.scale, weight.zero)
             mapped = all(graph.mapped(name) for name in names if name)
-            data, scale, zero = (pointer(name) if name else None for name in names)
+            data = pointer(weight.data, weight.start)
+            scale, zero = (pointer(name) if name else None for name in names[1:])
             return Source(FORMATS[weight.format], mapped, weight.k, weight.n, weight.block, data, scale, zero)
 
-        vectors = (ctypes.c_void_p * len(parts.vectors))(*(pointer(v) if v else None for v in parts.vectors))
+        vectors = (ctypes.c_void_p * len(parts.vectors))(*map(values, parts.vectors))
         sources = (Source * len(parts.matrices))(*map(source, parts.matrices))
         handle: int | None = self._library.vrwkv_open(ctypes.byref(sizes), self.isa.encode(), vectors, sources)
         return handle
+
+
+def _in_order(scan: np.ndarray) -> bool:
+    """Tell whether every order [orders, T] is the natural one; raises `InputError` for what is no order at all."""
+    natural = np.arange(scan.shape[1])
+    if np.array_equal(scan, np.broadcast_to(natural, scan.shape)):
+        return True
+    if not np.array_equal(np.sort(scan, 1), np.broadcast_to(natural, scan.shape)):
+        raise InputError("scan holds other positions than those of the segment", wanted=f"0 to {len(natural) - 1} each")
+    return False
 
 
 def unavailable() -> str:

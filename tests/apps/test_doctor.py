@@ -42,6 +42,7 @@ def test_orin_on_jetpack_6(tmp_path: Path) -> None:
     told = judged(machine, frozenset())
     assert told["target cpu"].answer == "yes"
     assert "Orin Nano" in told["target jetson"].why
+    assert told["target cuda"].answer == "slow" and "target jetson" in told["target cuda"].why
     assert told["int8"].answer == "yes" and "asimddp" in told["int8"].why
     assert told["export"].answer == "no" and "copy the bundle" in told["export"].why
     assert told["cameras"].answer == "yes" and "imx219" in told["cameras"].why
@@ -72,7 +73,11 @@ def test_a_desktop_with_an_rtx_card(tmp_path: Path) -> None:
     assert machine.cuda == "12.8"
     assert [camera.device for camera in machine.cameras] == ["/dev/video0"], "the second node is its metadata"
     told = judged(machine)
-    assert told["target cuda"].answer == "no" and "RTX 4090" in told["target cuda"].why
+    assert told["target cuda"].answer == "slow" and "RTX 4090" in told["target cuda"].why
+    assert "onnxruntime-gpu[cuda,cudnn]" in told["target cuda"].do[0]
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    there = judged(replace(machine, engine=Engine("1.31.1", providers)))
+    assert there["target cuda"].answer == "yes" and "RTX 4090, with onnxruntime 1.31.1" in there["target cuda"].why
     assert told["export"].answer == "yes"
     assert any("powersave" in line for line in advice(machine))
 

@@ -79,10 +79,11 @@ def test_or_go_on_in_one_conversation(run: Any, model: StubModel, video: Path) -
 def test_every_asks_again_about_newer_frames_until_the_source_ends(run: Any, model: StubModel, video: Path) -> None:
     began = time.monotonic()
     assert run("--source", str(video), "--question", "Now?", "--every", "0.2") == 0
+    took = time.monotonic() - began
     shown = [seen[0] for _, seen in model.asked]
-    assert 3 <= len(shown) <= 6
+    assert 3 <= len(shown) <= 2 + took / 0.2  # not about every frame; a busy machine plays the video more slowly
     assert shown == sorted(set(shown))
-    assert time.monotonic() - began < 5
+    assert took < 5
 
 
 def test_timed_questions_are_about_the_frame_of_their_time_however_slow_the_model(

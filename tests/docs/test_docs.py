@@ -14,7 +14,7 @@ import cv2
 import pytest
 
 from apps.cli import VERBS
-from export.config import ExportConfig
+from runtime.bundle import Bundle
 from tests.docs.pages import DOCS, NEEDS, ROOT, Block, blocks, pages
 
 SERVED = "127.0.0.1:8000"  # the server's usual address
@@ -73,7 +73,7 @@ def run_page(page: str, folder: Path, environment: dict[str, str], address: str 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in RUN if page != "tutorial.md"])
 def test_what_a_page_says_works(
-    page: str, demo_bundle: Path, export: Callable[..., Path], tmp_path: Path, server: Callable[[Path], str]
+    page: str, demo_bundle: Path, float_demo: Bundle, tmp_path: Path, server: Callable[[Path], str]
 ) -> None:
     if page == "server.md":
         for package in ("fastapi", "uvicorn", "openai"):
@@ -82,10 +82,7 @@ def test_what_a_page_says_works(
     (tmp_path / "build" / "demo-int8-cpu").symlink_to(demo_bundle)
     text = (DOCS / page).read_text(encoding="utf-8")
     if "demo-fp32-cpu" in text:
-        demo = ROOT / "apps" / "demo"
-        config = ExportConfig.load(demo / "demo.json", "demo.safetensors")
-        exact = export(demo / "demo.safetensors", precision="fp32", config=config)
-        (tmp_path / "build" / "demo-fp32-cpu").symlink_to(exact)
+        (tmp_path / "build" / "demo-fp32-cpu").symlink_to(float_demo.path)
     run_page(page, tmp_path, environment, server(demo_bundle) if SERVED in text else SERVED)
 
 

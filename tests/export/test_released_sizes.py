@@ -145,7 +145,7 @@ def test_v700() -> None:
         views = [torch.empty(2, 3, size, size) for size in (448, 448, 1024)]
         model = VisionModel(spec)
         assert model(*views).shape == (2, 1024, C)
-    assert model.tower.sam.blocks[2].attn.groups == [(0, 16), (16, 32), (32, 48), (48, 64)]
+    assert model.tower.sam.blocks[2].attn.groups == [(at, min(at + 10, 64)) for at in range(0, 64, 10)]
 
 
 def test_v701() -> None:

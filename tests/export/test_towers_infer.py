@@ -99,7 +99,7 @@ def test_uhd_reads_five_pictures_in_the_memory_of_one() -> None:
         assert model(*views).shape == (2, 1024, C)
     groups = model.tower.sam.blocks[1].attn.groups
     assert len(views) == 15
-    assert (groups[0], groups[-1]) == ((0, 4), (60, 64))
+    assert (groups[0], groups[-1]) == ((0, 2), (62, 64))
 
 
 def test_uhd_is_told_by_its_own_towers_width() -> None:

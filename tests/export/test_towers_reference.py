@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from export.towers.compressor import Compressor
 from export.towers.vision import VisionModel
 from export.trace import fill, finish, trace
 from export.weights import Loadable, load_weight
+from quant.fused import fuse
 from tests.export import numpy_towers as reference
 from tests.export import tower_models as tiny
 
@@ -151,16 +153,26 @@ CASES = {
 
 def graph(module: Loadable, checkpoint: Checkpoint, inputs: dict[str, Array], outputs: Sequence[str], dims: Any) -> Any:
     """The outputs of a module's ONNX graph, traced without weights as the exporter does."""
+    return running(traced(module, checkpoint, inputs, outputs, dims), list(inputs), outputs)
+
+
+def traced(
+    module: Loadable, checkpoint: Checkpoint, inputs: dict[str, Array], outputs: Sequence[str], dims: Any
+) -> ir.Model:
     with torch.device("meta"):
         examples = {name: torch.empty(x.shape) for name, x in inputs.items()}
     model = trace(module, examples, outputs, dims)
     sources = module.sources()
     fill(model, lambda name: load_weight(checkpoint, sources[name]).numpy())
     finish(model)
+    return model
+
+
+def running(model: ir.Model, inputs: list[str], outputs: Sequence[str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    assert [item.name for item in session.get_inputs()] == list(inputs)
+    assert [item.name for item in session.get_inputs()] == inputs
     return lambda feeds: session.run(list(outputs), feeds)
 
 
@@ -213,15 +225,21 @@ def test_module(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_graph(name: str, tmp_path: Path) -> None:
-    """One graph of each design, for a batch and for one image of it."""
+    """One graph of each design, plain and as a CPU gets it, for a batch and for one image of it."""
     case = CASES[name]
     checkpoint, spec = case.open(tmp_path)
     module, pixels = pixels_of(spec, 2)
     wanted = expected(case, spec, checkpoint, pixels)
     images = torch.export.Dim("I", min=1, max=64)
     outputs = [output.name for output in module.outputs]
-    run = graph(module, checkpoint, pixels, outputs, {view: {0: images} for view in pixels})
-    for start in (0, 1):
+    model = traced(module, checkpoint, pixels, outputs, {view: {0: images} for view in pixels})
+    runs = [running(model, list(pixels), outputs)]
+    blocks = sum(node.op_type == "Softmax" for node in model.graph)
+    assert fuse(model) == blocks > 0
+    plain = {"Softmax", "Erf", "Tanh", *(["Sigmoid"] if case.form == "linear" else [])}  # a gate has one of its own
+    assert not plain & {node.op_type for node in model.graph}
+    runs.append(running(model, list(pixels), outputs))
+    for run, start in itertools.product(runs, (0, 1)):
         found = run({view: x[start:] for view, x in pixels.items()})
         for ours, theirs in zip(found, wanted, strict=True):
             close(ours, theirs[start:])

@@ -10,14 +10,13 @@
 using namespace vrwkv;
 
 struct Sizes {
-    int32_t layers, width, hidden, vocab, threads;
+    int32_t family, layers, width, hidden, vocab, threads;
     int32_t rank[4];
 };
 extern "C" Model *vrwkv_open(const Sizes *, const char *, const float *const *, const Source *);
 extern "C" void vrwkv_close(Model *);
 extern "C" int64_t vrwkv_multiply(const char *, const Source *, int32_t, const float *, int32_t, float *);
-extern "C" int32_t vrwkv_step(Model *, int32_t, int32_t, const float *, const float *, const float *, const float *,
-                              float *, float *, float *, float *);
+extern "C" int32_t vrwkv_run(Model *, const Call *);
 
 namespace {
 
@@ -49,7 +48,7 @@ struct Stored {
         size_t floats = exact.size() * (format == F32 ? 4 : 2);
         data.resize(format < I8 ? floats : size_t(n) * blocks * block * bits / 8);
         scale.resize(size_t(n) * blocks), zero.resize(size_t(n) * ((blocks + 1) / 2));
-        for (float &one : scale) one = 0.01f * (1.5f + any());
+        for (float &one : scale) one = float(int(1000 + 500 * any())) / 65536; // exact in a half
         for (uint8_t &one : zero) one = uint8_t(seed >> 13), any();
         if (format >= I8)
             for (uint8_t &one : data) one = uint8_t(seed >> 11), any();
@@ -95,53 +94,88 @@ void products(const char *isa) {
             }
 }
 
-// The same tokens at once and one by one, with one thread and three: the same bits.
-void model(const char *isa) {
-    const int layers = 2, width = 128, hidden = 256, vocab = 70, length = 11;
-    Sizes sizes = {layers, width, hidden, vocab, 1, {32, 16, 16, 48}};
-    std::vector<std::vector<float>> vectors;
-    std::vector<const float *> vector_of;
-    for (int i = 0; i < layers * VECTORS + 2; ++i) {
-        vectors.emplace_back(width);
-        for (float &one : vectors.back()) one = any();
-    }
-    for (auto &one : vectors) vector_of.push_back(one.data());
+// Weights of a model of two layers, in several formats; RWKV-6 reads an image state.
+struct Small {
+    static constexpr int layers = 2, width = 128, hidden = 256, vocab = 70;
+    Sizes sizes;
+    std::vector<std::vector<float>> values;
+    std::vector<const float *> vectors;
     std::vector<Stored> kept;
     std::vector<Source> sources;
-    kept.reserve(layers * MATRICES + 1);
-    auto add = [&](int format, int k, int n) {
+
+    explicit Small(int family) : sizes{family, layers, width, hidden, vocab, 1, {32, 16, 16, 48}} {
+        const int count = family == RWKV7 ? int(rwkv7::VECTORS) : int(rwkv6::VECTORS);
+        values.reserve(layers * count + 2), kept.reserve(2 * layers * rwkv6::MATRICES);
+        for (int l = 0; l < layers; ++l) {
+            for (int i = 0; i < count; ++i)
+                family == RWKV7 ? vector(i != FFN_X_R) : vector(i != rwkv6::MEM_GATE_BIAS || l);
+            const int coded = l ? I4 : I8;
+            for (int i = 0; i < 4; ++i) add(coded, width, width);
+            add(coded, width, hidden), add(coded, hidden, width);
+            add(coded, width, family == RWKV7 ? 0 : width);
+            family == RWKV7 ? paths_of_7(l) : rest_of_6(coded);
+        }
+        vector(true), vector(true), add(I8, width, vocab);
+    }
+
+  private:
+    void vector(bool there) {
+        if (!there) return vectors.push_back(nullptr);
+        values.emplace_back(width);
+        for (float &one : values.back()) one = any();
+        vectors.push_back(values.back().data());
+    }
+    void add(int format, int k, int n) {
+        if (!n) return sources.push_back(Source{});
         kept.emplace_back(format, k, n, 32);
         sources.push_back(kept.back().source);
-    };
-    for (int l = 0; l < layers; ++l) {
-        const int coded = l ? I4 : I8, *rank = sizes.rank;
-        for (int i = 0; i < 4; ++i) l || i != 2 ? add(F32, width, rank[i]) : sources.push_back(Source{});
-        for (int i = 0; i < 3; ++i) add(coded, width, width);
-        for (int i = 0; i < 4; ++i) l || i != 2 ? add(F16, rank[i], width) : sources.push_back(Source{});
-        add(coded, width, width), add(coded, width, hidden), add(coded, hidden, width);
     }
-    add(I8, width, vocab);
-    const size_t shift = size_t(layers) * width, wkv = shift * HEAD;
-    std::vector<float> x(size_t(length) * width), first;
+    void paths_of_7(int l) {
+        for (int i = 0; i < 4; ++i) add(F32, width, l || i != 2 ? sizes.rank[i] : 0);
+        for (int i = 0; i < 4; ++i) add(F16, sizes.rank[i], l || i != 2 ? width : 0);
+    }
+    void rest_of_6(int coded) {
+        add(F32, width, 5 * sizes.rank[0]), add(F32, width, 2 * sizes.rank[0]);
+        for (int i = 0; i < rwkv6::MIXES; ++i) add(F32, sizes.rank[0], width);
+        add(F32, width, sizes.rank[1]), add(F16, sizes.rank[1], width);
+        for (int i = 0; i < 3; ++i) add(coded, width, width);
+    }
+};
+
+// The same tokens at once and one by one, with one thread and three: the same bits; a scan with one thread and three.
+void model(const char *isa, int family) {
+    const int length = 11, width = Small::width;
+    const size_t shift = size_t(Small::layers) * width, wkv = shift * HEAD;
+    Small small(family);
+    std::vector<float> x(size_t(length) * width), image(wkv / Small::layers), first[2];
     for (float &one : x) one = any();
-    for (int threads : {1, 3})
-        for (int step : {length, 1, 3}) {
-            sizes.threads = threads;
-            Model *m = vrwkv_open(&sizes, isa, vector_of.data(), sources.data());
-            if (!m) fail("open", isa, 0, 0);
-            std::vector<float> in(2 * shift + wkv), out(in.size()), logits(vocab);
-            for (int t = 0; t < length; t += step) {
-                const int now = length - t < step ? length - t : step;
-                vrwkv_step(m, 1, now, &x[size_t(t) * width], &in[0], &in[shift], &in[2 * shift], logits.data(), &out[0],
-                           &out[shift], &out[2 * shift]);
-                in.swap(out);
-            }
-            vrwkv_close(m);
-            logits.insert(logits.end(), in.begin(), in.end());
-            if (first.empty()) first = logits;
-            for (size_t i = 0; i < first.size(); ++i)
-                if (!(first[i] == logits[i]) || !std::isfinite(first[i])) fail("step", isa, logits[i], first[i]);
+    for (float &one : image) one = any();
+    std::vector<int64_t> order(2 * length);
+    for (int t = 0; t < length; ++t) order[t] = t, order[length + t] = length - 1 - t;
+    auto run = [&](int threads, int step, bool scan) {
+        small.sizes.threads = threads;
+        Model *m = vrwkv_open(&small.sizes, isa, small.vectors.data(), small.sources.data());
+        if (!m) fail("open", isa, 0, 0);
+        std::vector<float> in(2 * shift + wkv), out(in.size()), logits(Small::vocab);
+        for (int t = 0; t < length; t += step) {
+            const int now = length - t < step ? length - t : step;
+            Call call = {1, now, 1, 2, &x[size_t(t) * width], &in[0], &in[shift], &in[2 * shift], image.data(),
+                         scan ? order.data() : nullptr, logits.data(), &out[0], &out[shift], &out[2 * shift]};
+            vrwkv_run(m, &call);
+            in.swap(out);
         }
+        vrwkv_close(m);
+        logits.insert(logits.end(), in.begin(), in.end());
+        if (first[scan].empty()) first[scan] = logits;
+        for (size_t i = 0; i < logits.size(); ++i)
+            if (!(first[scan][i] == logits[i]) || !std::isfinite(logits[i]))
+                fail(family == RWKV7 ? "RWKV-7" : "RWKV-6", isa, logits[i], first[scan][i]);
+    };
+    for (int threads : {1, 3}) {
+        for (int step : {length, 1, 3}) run(threads, step, false);
+        if (family == RWKV6) run(threads, length, true);
+    }
+    if (first[0] == first[1]) fail("scan", isa, first[1][0], first[0][0]);
 }
 
 } // namespace
@@ -150,7 +184,8 @@ int main() {
     for (const Isa *isa : all_isas()) {
         if (!isa->supported()) continue;
         products(isa->name);
-        model(isa->name);
+        model(isa->name, RWKV7);
+        model(isa->name, RWKV6);
         std::printf("%s\n", isa->name);
     }
 }

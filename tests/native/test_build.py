@@ -11,7 +11,7 @@ import pytest
 SOURCES = Path(__file__).resolve().parents[2] / "runtime" / "native" / "src"
 CHECK = Path(__file__).with_name("check.cpp")
 FLAGS = ["-std=c++17", "-pthread", "-ffp-contract=off", "-I", str(SOURCES)]
-PLAIN = ["matrix.cpp", "pool.cpp", "step.cpp", "api.cpp"]
+PLAIN = ["arena.cpp", "matrix.cpp", "pool.cpp", "step.cpp", "segment.cpp", "api.cpp"]
 
 
 def build(compiler: str, out: Path, isas: tuple[str, ...], *flags: str) -> None:

@@ -1,4 +1,4 @@
-"""RWKV-7 in float64, one token at a time, from the very codes of a bundle: what rounding is measured against."""
+"""Models in float64, one token at a time, from the very codes of a bundle: what rounding is measured against."""
 
 from __future__ import annotations
 
@@ -6,37 +6,93 @@ import numpy as np
 
 from quant.weights import FORMATS, dequantize
 from runtime.bundle import Bundle
-from runtime.native.graph import read_graph
-from runtime.native.rwkv7 import HEAD, find_parts
+from runtime.native.families import find_parts
+from runtime.native.graph import Graph, read_graph
+from runtime.native.parts import HEAD, Parts, Weight
+from tests.export import numpy_rwkv6
 
 
-class Truth:
-    """A model and its state, formula by formula as `export/arch/rwkv7.py`."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        spec = bundle.manifest.graph("step")
-        graph = read_graph(bundle.file(spec.file))
-        parts = find_parts(graph, spec)
-        self.layers, self.width = parts.layers, parts.width
-        self.weights: dict[str, np.ndarray] = {}
-        for name in parts.vectors:
-            if name:
-                self.weights[name] = graph.read(name).astype(np.float64).reshape(-1)
-        for weight in parts.matrices:
-            if weight is None:
-                continue
-            stored = [graph.read(name) for name in (weight.data, weight.scale, weight.zero) if name]
+def exact_weights(graph: Graph, parts: Parts) -> dict[str, np.ndarray]:
+    """What a graph's weights stand for, in float64, by the names of the graph."""
+    weights: dict[str, np.ndarray] = {}
+    for vector in parts.vectors:
+        if vector:
+            weights[vector.data] = graph.read(vector.data).astype(np.float64)
+    for weight in parts.matrices:
+        if weight:
             name = weight.data.removesuffix("_codes").removesuffix("_fp16")
-            if weight.format.startswith("int"):
-                fmt = FORMATS[f"{weight.format}-b{weight.block}"]
-                codes = stored[0].reshape(weight.n, -(-weight.k // weight.block), -1)
-                stored = [dequantize((codes, *stored[1:]), weight.k, fmt)]
-            self.weights[name] = stored[0].astype(np.float64)
+            weights[name] = _exact(graph, weight).astype(np.float64)
+    return weights
+
+
+def _exact(graph: Graph, weight: Weight) -> np.ndarray:
+    stored = [graph.read(name) for name in (weight.data, weight.scale, weight.zero) if name]
+    if not weight.format.startswith("int"):
+        return stored[0]
+    fmt = FORMATS[f"{weight.format}-b{weight.block}"]
+    codes = stored[0].reshape(weight.n, -(-weight.k // weight.block), -1)
+    return dequantize((codes, *stored[1:]), weight.k, fmt)
+
+
+def truth_of(bundle: Bundle) -> Truth7 | Truth6:
+    """The model of a bundle, before its first token."""
+    spec = bundle.manifest.graph("step")
+    graph = read_graph(bundle.file(spec.file))
+    parts = find_parts(graph, spec)
+    kind = Truth7 if spec.custom_ops == ("vrwkv::WKV7",) else Truth6
+    return kind(exact_weights(graph, parts), parts)
+
+
+class Truth6:
+    """RWKV-6 and HM: the reference of tests/export, with weights named and laid out as it wants them."""
+
+    def __init__(self, weights: dict[str, np.ndarray], parts: Parts) -> None:
+        self.w = {}
+        for name, value in weights.items():
+            stem, _, last = name.rpartition(".")
+            if last.startswith("ln"):
+                norm, _, part = last.rpartition("_")
+                self.w[f"{stem}.{norm}.{part}"] = value
+            elif value.ndim == 2 and not last.startswith("time_"):
+                self.w[f"{name}.weight"] = value.T
+            elif value.ndim == 3 and value.shape[1] == 1:  # the fixed amounts of the blends, folded
+                self._amounts(f"{stem}.att.", value)
+            elif last in ("time_maa", "time_mem"):
+                self._amounts(f"{stem}.", value.reshape(-1, 1, parts.width))
+            else:
+                self.w[name.replace("mem_gate_bias", "mem_gate.bias")] = value
+        heads = parts.width // HEAD
+        self.layers = [numpy_rwkv6.Layer(parts.width, heads) for _ in range(parts.layers)]
+
+    def _amounts(self, prefix: str, rows: np.ndarray) -> None:
+        streams, kind = ("wkvrg", "maa") if len(rows) == 5 else ("rg", "mem")
+        self.w |= {f"{prefix}time_{kind}_{s}": row[0] for s, row in zip(streams, rows, strict=True)}
+
+    def step(self, x: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+        """Feed one embedding [C]; `image` [1 or L, H, N, N]; returns logits [V]."""
+        x = x.astype(np.float64)
+        for i, layer in enumerate(self.layers):
+            p = f"blocks.{i}."
+            state = None if image is None else image[i % len(image)].astype(np.float64)
+            normed = numpy_rwkv6.norm(x, self.w, p + "ln1")
+            x = x + numpy_rwkv6.time_mix(normed, layer, self.w, p + "att.", state)
+            x = x + numpy_rwkv6.channel_mix(numpy_rwkv6.norm(x, self.w, p + "ln2"), layer, self.w, p + "ffn.")
+        logits: np.ndarray = self.w["head.head.weight"] @ numpy_rwkv6.norm(x, self.w, "head.ln_out")
+        return logits
+
+
+class Truth7:
+    """RWKV-7, formula by formula as `export/arch/rwkv7.py`."""
+
+    def __init__(self, weights: dict[str, np.ndarray], parts: Parts) -> None:
+        self.layers, self.width = parts.layers, parts.width
+        flat = {vector.data for vector in parts.vectors if vector}
+        self.weights = {name: value.reshape(-1) if name in flat else value for name, value in weights.items()}
         self.shifts = np.zeros((self.layers, 2, self.width))
         self.state = np.zeros((self.layers, self.width // HEAD, HEAD, HEAD))
 
-    def step(self, x: np.ndarray) -> np.ndarray:
-        """Feed one embedding [C]; returns logits [V]."""
+    def step(self, x: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+        """Feed one embedding [C]; returns logits [V]. There is no image state to read."""
         x = x.astype(np.float64)
         first = x
         for layer in range(self.layers):

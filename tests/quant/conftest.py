@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from quant.apply import save
-from quant.dequantised import twin
 from runtime.bundle import Bundle
-
-
-@pytest.fixture(scope="session")
-def float_demo(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo model in float32, made of what the codes of its int8 bundle stand for: without another export."""
-    folder = tmp_path_factory.mktemp("float")
-    made = twin(Bundle.open(demo_bundle), folder)
-    return save(Bundle(folder, replace(made.manifest, precision="fp32")))
 
 
 @pytest.fixture(scope="session")

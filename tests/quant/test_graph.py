@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 import quant.graph
-from quant.recipe import KEEP, RECIPES, Recipe, Rule
+from quant.recipe import KEEP, PATHS, RECIPES, Recipe, Rule
 from quant.weights import FORMATS, dequantize, quantize
 
 NAME = "blocks.0.ffn.key"
@@ -75,7 +75,9 @@ def test_large_activations_do_not_saturate(name: str, rows: int) -> None:
     weight[:, 4:] *= -1
     model = product(weight)
     quant.graph.apply(model, everything(name))
-    np.testing.assert_allclose(run(model, x), x @ weight, rtol=1e-4)
+    stored = dequantize(quantize(weight, FORMATS[name]), 160, FORMATS[name])
+    np.testing.assert_allclose(run(model, x), x @ stored, rtol=1e-4)
+    np.testing.assert_allclose(stored, weight, rtol=2**-11)
 
 
 def saturates(a: np.ndarray, b: np.ndarray) -> bool:
@@ -131,15 +133,15 @@ OTHERS = (
     "cross.output",
     "ffn.receptance",
 )
-KEPT = (
+LORA = (
     "att.w1",
     "att.time_decay_w2",
     "att.time_maa_w1",
     "cross.time_maa_w1",
     "att.g2",
     "att.time_mem_w1",
-    "ln1_weight",
 )
+KEPT = ("ln1_weight", "att.x_w", "att.w0", "att.r_k", "att.time_maa", "att.time_decay")
 
 
 @pytest.mark.parametrize("matrix", MATRICES + OTHERS)
@@ -148,7 +150,7 @@ KEPT = (
     [
         ("fp32", ["float32"] * 8),
         ("fp16", ["float16"] * 8),
-        ("int8", ["float32"] + ["int8-b32"] * 7),
+        ("int8", ["float16"] + ["int8-b32"] * 7),
         ("int4", ["int8-b32"] * 3 + ["int4-b32"] * 5),
     ],
 )
@@ -162,6 +164,8 @@ def test_what_no_recipe_touches(precision: str) -> None:
     recipe = RECIPES[precision]
     names = [f"blocks.{i}.{name}" for name in KEPT for i in (0, 7)]
     names += ["head.ln_out_weight", "tower.sam.blocks.0.qkv", "projector.gate"]
+    paths = [recipe.rule(f"blocks.{i}.{name}", 8) for name in LORA for i in (0, 7)]
+    assert all(rule in PATHS and rule.format == "float16" for rule in paths)
     assert all(recipe.rule(name, 8) is KEEP for name in names)
     assert recipe.rule("head.head", 8).format == "int8-b32"
     assert recipe.embedding == "float16"

@@ -41,7 +41,7 @@ def test_the_manifest_tells_the_precision_of_every_group(golden: Path, export: C
     bundle = Bundle.open(export(golden / "rwkv7_text.pth", precision="int8"))
     rules = {rule.tensors: (rule.format, rule.count) for rule in bundle.manifest.precision_map}
     layers = json.loads((golden / "configs.json").read_text(encoding="utf-8"))["rwkv7_text.pth"]["lm"]["n_layer"]
-    assert rules[f"*.att.key of the first 1 of {layers}"] == ("float32", 1)
+    assert rules[f"*.att.key of the first 1 of {layers}"] == ("float16", 1)
     assert rules["*.att.key"] == ("int8-b32", layers - 1)
     assert rules["head.head"] == ("int8-b32", 1)
     stored = sum(rule.bytes for rule in bundle.manifest.precision_map)

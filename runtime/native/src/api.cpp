@@ -46,9 +46,12 @@ const Isa *usable(const char *name) {
 } // namespace
 
 struct Sizes {
-    int32_t layers, width, hidden, vocab, threads;
-    int32_t rank[4]; // w a v g
+    int32_t family, layers, width, hidden, vocab, threads;
+    int32_t rank[4]; // RWKV-7: of w a v g; RWKV-6: of a mix, of the decay
 };
+
+// Which functions and structures these are: the runtime and the library are of the same version, or do not work.
+EXPORT int32_t vrwkv_version() { return 2; }
 
 // Names of the instruction sets of this build that this machine runs, the best first, each ending in a space.
 EXPORT void vrwkv_isas(char *out, int32_t size) {
@@ -60,24 +63,26 @@ EXPORT void vrwkv_isas(char *out, int32_t size) {
         }
 }
 
-// Repack a model. `vectors`: VECTORS of each layer, then the last norm's two; `sources`: MATRICES of each layer, then
-// the head. Returns nullptr without memory or without that instruction set.
+// Repack a model. `vectors`: those of each layer, then the last norm's two; `sources`: the matrices of each layer, then
+// the head; both as parts.h lists them. Returns nullptr without memory or without that instruction set.
 EXPORT Model *vrwkv_open(const Sizes *sizes, const char *isa, const float *const *vectors, const Source *sources) try {
     auto model = std::make_unique<Model>();
     Model &m = *model;
     m.isa = usable(isa);
     if (!m.isa) return nullptr;
+    m.family = Family(sizes->family);
     m.layers = sizes->layers, m.width = sizes->width, m.hidden = sizes->hidden, m.vocab = sizes->vocab;
     for (int i = 0; i < 4; ++i) m.rank[i] = sizes->rank[i];
     m.pool = std::make_unique<Pool>(sizes->threads);
     m.layer.resize(m.layers);
+    for (Layer &layer : m.layer) layer.vector.resize(m.vectors()), layer.matrix.resize(m.matrices());
     float *copies = nullptr;
-    const size_t count = size_t(m.layers) * VECTORS + 2;
+    const size_t count = size_t(m.layers) * m.vectors() + 2;
     Plan room;
     for (int pass = 0; pass < 2; ++pass) {
         const Source *source = sources;
         for (Layer &layer : m.layer)
-            for (int i = 0; i < MATRICES; ++i, ++source)
+            for (int i = 0; i < m.matrices(); ++i, ++source)
                 if (source->data) {
                     if (!pass) layer.matrix[i] = shape_of(*source, i == FFN_VALUE ? ROWS : TILES);
                     room_of(room, layer.matrix[i]);
@@ -93,13 +98,14 @@ EXPORT Model *vrwkv_open(const Sizes *sizes, const char *isa, const float *const
         if (!vectors[i]) return nullptr;
         return static_cast<float *>(std::memcpy(copies + i * m.width, vectors[i], sizeof(float) * m.width));
     };
+    const Source *source = sources;
     for (int l = 0; l < m.layers; ++l) {
-        for (int i = 0; i < VECTORS; ++i) m.layer[l].vector[i] = copy(size_t(l) * VECTORS + i);
-        for (int i = 0; i < MATRICES; ++i)
-            if (sources[l * MATRICES + i].data) pack(*m.pool, m.isa, sources[l * MATRICES + i], m.layer[l].matrix[i]);
+        for (int i = 0; i < m.vectors(); ++i) m.layer[l].vector[i] = copy(size_t(l) * m.vectors() + i);
+        for (int i = 0; i < m.matrices(); ++i, ++source)
+            if (source->data) pack(*m.pool, m.isa, *source, m.layer[l].matrix[i]);
     }
     m.ln_weight = copy(count - 2), m.ln_bias = copy(count - 1);
-    pack(*m.pool, m.isa, sources[m.layers * MATRICES], m.head);
+    pack(*m.pool, m.isa, *source, m.head);
     return model.release();
 } catch (const std::exception &) {
     return nullptr;
@@ -120,31 +126,10 @@ EXPORT int64_t vrwkv_bytes_read(const Model *model) {
     return int64_t(bytes);
 }
 
-// Run [batch, length] positions: embeddings [B, T, C]; states [L, B, C], [L, B, C], [L, B, H, N, N], the outputs of
-// which are no inputs; logits [B, V] of the last position. Returns 0, or -1 without memory (nothing has changed then).
-EXPORT int32_t vrwkv_step(Model *model, int32_t batch, int32_t length, const float *embeddings, const float *att_in,
-                          const float *ffn_in, const float *wkv_in, float *logits, float *att_out, float *ffn_out,
-                          float *wkv_out) try {
-    Model &m = *model;
-    std::lock_guard<std::mutex> alone(m.busy);
-    const int most = batch > MOST_ROWS ? 1 : MOST_ROWS / batch;
-    Step s{&m, batch, 0, att_in, ffn_in, wkv_in, logits, att_out, ffn_out, wkv_out, false};
-    const size_t row = size_t(m.width), shift = size_t(m.layers) * batch * row;
-    for (int from = 0; from < length; from += s.length) {
-        s.length = length - from < most ? length - from : most;
-        s.last = from + s.length == length;
-        prepare(m, s.rows());
-        Work &w = *m.work;
-        for (size_t &one : w.bytes_read) one = 0;
-        for (int b = 0; b < batch; ++b)
-            std::memcpy(w.x + b * s.length * row, embeddings + (size_t(b) * length + from) * row, 4 * s.length * row);
-        if (from) { // goes on from its own output, which it overwrites while it reads
-            s.att_in = static_cast<float *>(std::memcpy(w.att_shift, att_out, 4 * shift));
-            s.ffn_in = static_cast<float *>(std::memcpy(w.ffn_shift, ffn_out, 4 * shift));
-            s.wkv_in = wkv_out;
-        }
-        run(s);
-    }
+// Run a call. Returns 0, or -1 without memory.
+EXPORT int32_t vrwkv_run(Model *model, const Call *call) try {
+    std::lock_guard<std::mutex> alone(model->busy);
+    feed(*model, *call);
     return 0;
 } catch (const std::exception &) {
     return -1;

@@ -3,6 +3,9 @@
 #include "rows.h"
 #include "maths.h"
 #include "layers.h"
+#include "rwkv6.h"
+#include "rwkv7.h"
+#include "phases.h"
 
 namespace {
 

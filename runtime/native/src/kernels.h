@@ -109,12 +109,12 @@ void tile_codes(const Matrix &w, int tile, int first, const Acts &a, int row, fl
             p += 2;
         } while (p < pairs);
         EACH(v, NV,
-            F scale = fload(w.scale + scales + v * W);
+            F scale = fhalf(w.scale + scales + v * W);
             EACH(r, R,
                 I sum = SETS == 2 ? iadd(acc[0][r][v], acc[SETS - 1][r][v]) : acc[0][r][v];
                 long at = (row + r) * a.lds + b;
                 if constexpr (HALVES) sum = isub(sum, imul(ibytes(w.zero + scales + v * W), iset(a.sum[at])));
-                total[r][v] = ffma(ifloat(sum), fmul(scale, fset(a.scale[at])), total[r][v]);););
+                total[r][v] = ffma(ifloat(sum), fmul(scale, fset(a.scale[at] * w.unit)), total[r][v]);););
     }
     EACH(r, R, EACH(v, NV, fstore(out + r * TILE + (first + v) * W, total[r][v])));
 }
@@ -142,13 +142,13 @@ void tile_floats(const T *w, long stride, int from, int to, int first, const Act
 
 // Widened codes [pairs][TILE][2] of some blocks, beginning with block `b0` of the activations, added to out [R][TILE].
 template <int R, int NV>
-void tile_wide(const int16_t *wide, const float *scale, long lds, int block, int b0, int blocks, int first,
+void tile_wide(const int16_t *wide, const Matrix &w, const uint16_t *scale, int b0, int blocks, int first,
                const Acts &a, int row, float *out) {
     const int16_t *here = wide + first * 2 * W;
-    for (int b = 0; b < blocks; ++b, scale += lds) {
+    for (int b = 0; b < blocks; ++b, scale += w.width) {
         const int16_t *q[R];
         I acc[R][NV];
-        EACH(r, R, q[r] = a.q + (row + r) * a.ldq + (b0 + b) * block);
+        EACH(r, R, q[r] = a.q + (row + r) * a.ldq + (b0 + b) * w.block);
         EACH(r, R, EACH(v, NV, acc[r][v] = iset(0)));
         int p = 0;
         do { // at least once, and said so: the compiler then keeps the sums in their registers
@@ -158,12 +158,12 @@ void tile_wide(const int16_t *wide, const float *scale, long lds, int block, int
                 P x = pset(pair_at(q[r], p));
                 EACH(v, NV, acc[r][v] = pdot(acc[r][v], weights[v], x)););
             here += 2 * TILE;
-        } while (++p < block / 2);
+        } while (++p < w.block / 2);
         EACH(v, NV,
-            F s = fload(scale + (first + v) * W);
+            F s = fhalf(scale + (first + v) * W);
             EACH(r, R,
                 float *to = out + r * TILE + (first + v) * W;
-                F x = fset(a.scale[(row + r) * a.lds + b0 + b]);
+                F x = fset(a.scale[(row + r) * a.lds + b0 + b] * w.unit);
                 fstore(to, ffma(ifloat(acc[r][v]), fmul(s, x), fload(to)));););
     }
 }
@@ -217,12 +217,12 @@ void add_wide(const Matrix &w, int tile, int from, int to, const Acts &a, int ro
     const int stretch = tile * TILE / w.width, offset = tile * TILE % w.width;
     for (; from < to; from += CHUNK) {
         int b0 = from / w.block, blocks = ((to < from + CHUNK ? to : from + CHUNK) - from + w.block - 1) / w.block;
-        const float *scale = w.scale + (size_t(stretch) * w.blocks + b0) * w.width + offset;
+        const uint16_t *scale = w.scale + (size_t(stretch) * w.blocks + b0) * w.width + offset;
         widen(w, tile, b0, blocks, wide);
         in_groups<ROWS_AT_ONCE>(rows, [&](auto count, int row) {
             constexpr int R = decltype(count)::value, NV = vectors<R>();
             for (int first = 0; first < NT; first += NV)
-                tile_wide<R, NV>(wide, scale, w.width, w.block, b0, blocks, first, a, row, out + row * TILE);
+                tile_wide<R, NV>(wide, w, scale, b0, blocks, first, a, row, out + row * TILE);
         });
     }
 }

@@ -1,5 +1,6 @@
 #include "matrix.h"
 
+#include <cmath>
 #include <cstring>
 #if defined(__linux__) || defined(__APPLE__)
 #include <sys/mman.h>
@@ -7,6 +8,40 @@
 #endif
 
 namespace vrwkv {
+
+namespace {
+
+// The power of two that brings the largest of `count` scales to 2^14 ... 2^15.
+float unit_of(const float *scale, size_t count) {
+    float most = 0;
+    for (size_t i = 0; i < count; ++i) {
+        float size = std::fabs(scale[i]);
+        if (size > most) most = size;
+    }
+    if (!(most > 0) || !std::isfinite(most)) return 1;
+    int exponent;
+    std::frexp(most, &exponent); // most < 2^exponent
+    return std::ldexp(1.0f, exponent - 15 < -126 ? -126 : exponent - 15);
+}
+
+// To the nearest half, ties to even.
+uint16_t to_half(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return sign | 0x7e00;         // NaN
+    if (bits >= 0x477ff000) return sign | 0x7c00;        // 65520 and more
+    if (bits >= 0x38800000) {                            // 2^-14: normal
+        bits += 0xfff + (bits >> 13 & 1);
+        return uint16_t(sign | (bits - (112u << 23)) >> 13);
+    }
+    float size = std::fabs(x) + 0.5f; // whose last place is that of the smallest halves
+    std::memcpy(&bits, &size, 4);
+    return uint16_t(sign | (bits - 0x3f000000));
+}
+
+} // namespace
 
 Matrix shape_of(const Source &source, Layout layout) {
     Matrix m;
@@ -17,6 +52,7 @@ Matrix shape_of(const Source &source, Layout layout) {
     if (m.integer()) {
         m.block = int(source.block);
         m.blocks = (m.k + m.block - 1) / m.block;
+        m.unit = unit_of(source.scale, size_t(m.n) * m.blocks);
     }
     if (layout == ROWS) {
         int padded = (m.n + GROUP - 1) / GROUP * GROUP;
@@ -98,7 +134,7 @@ void pack_scales(const Source &s, const Matrix &m, int tile) {
     for (int b = 0; b < m.blocks; ++b)
         for (int o = 0; o < m.width; ++o, ++to) {
             int64_t from = int64_t(tile) * m.width + o;
-            m.scale[to] = from < m.n ? s.scale[from * m.blocks + b] : 0.0f;
+            m.scale[to] = from < m.n ? to_half(s.scale[from * m.blocks + b] / m.unit) : 0;
             if (m.format == I4) {
                 uint8_t both = from < m.n ? s.zero[from * packed + b / 2] : 0;
                 m.zero[to] = b & 1 ? both >> 4 : both & 15;

@@ -36,7 +36,8 @@ struct Matrix {
     int width = TILE;          // outputs of a tile, or of a stretch of rows
     int tiles = 0;             // tiles, or stretches
     uint8_t *data = nullptr;   // codes, halves or floats
-    float *scale = nullptr;    // [tiles][blocks][width]
+    uint16_t *scale = nullptr; // [tiles][blocks][width], halves: times `unit`, a power of two
+    float unit = 1;            // brings the largest scale near the top of a half's range
     uint8_t *zero = nullptr;   // [tiles][blocks][width], 4 bits only
     int padded() const { return blocks * block; } // inputs of integer formats, zeros included
     bool integer() const { return format >= I8; }
@@ -45,8 +46,9 @@ struct Matrix {
         return size_t(width) * bits / 8;
     }
     size_t tile_bytes() const { return row_bytes() * (integer() ? padded() : k); }
+    size_t scale_bytes() const { return format == I4 ? 3 : 2; } // of an output of a block, its zero point included
     size_t scales() const { return integer() ? size_t(tiles) * blocks * width : 0; }
-    size_t bytes() const { return tile_bytes() * tiles + 4 * scales() + (format == I4 ? scales() : 0); }
+    size_t bytes() const { return tile_bytes() * tiles + scales() * scale_bytes(); }
     // Inputs of one partial sum of a ROWS matrix: of its shape alone, so that no result depends on the threads.
     int part() const {
         int even = (k + MOST_PARTS - 1) / MOST_PARTS;
@@ -56,7 +58,8 @@ struct Matrix {
     int parts() const { return (k + part() - 1) / part(); }
 };
 
-// Fill in everything but the pointers.
+// Fill in everything but the pointers. Scales are held in 16 bits: exactly, if they have no more than 11 significant
+// bits, as those of `quant` have, and are not 2^29 times smaller than the largest.
 Matrix shape_of(const Source &source, Layout layout);
 
 // Repack tile `tile`. `position` is the place of an output within a row of codes (see Isa).

@@ -1,7 +1,9 @@
-// An RWKV-7 model, repacked, and the room its steps need.
+// A model, repacked, and the room its steps need.
 #pragma once
 #include "acts.h"
+#include "arena.h"
 #include "matrix.h"
+#include "parts.h"
 #include "pool.h"
 
 #include <memory>
@@ -12,53 +14,19 @@ namespace vrwkv {
 
 constexpr int HEAD = 64;       // channels of a head
 constexpr int MOST_ROWS = 128; // positions computed at once: bounds the room, longer gains nothing measurable
-
-enum Mix : int { MIX_R, MIX_W, MIX_K, MIX_V, MIX_A, MIX_G, MIXES };
-enum Vector : int { // [width], in the order in which the bundle's are handed over
-    LN1_WEIGHT, LN1_BIAS, LN2_WEIGHT, LN2_BIAS, X_R, X_W, X_K, X_V, X_A, X_G, W0, A0, V0, K_K, K_A, R_K,
-    LN_X_WEIGHT, LN_X_BIAS, FFN_X_K, VECTORS
-};
-enum Weights : int { // in the order in which the bundle's are handed over; V1 and V2 are empty in layer 0
-    W1, A1, V1, G1, RECEPTANCE, KEY, VALUE, W2, A2, V2, G2, OUTPUT, FFN_KEY, FFN_VALUE, MATRICES
-};
+constexpr int STRETCH = 128;   // channels blended at once: whole blocks of codes
 
 struct Layer {
-    const float *vector[VECTORS];
-    Matrix matrix[MATRICES];
-};
-
-// Memory of one piece, aligned, zeroed, in large pages where the system has them.
-class Arena {
-  public:
-    explicit Arena(size_t bytes);
-    ~Arena();
-    Arena(const Arena &) = delete;
-    Arena &operator=(const Arena &) = delete;
-    template <class T> T *take(size_t count) { return static_cast<T *>(take_bytes(count * sizeof(T))); }
-    static size_t rounded(size_t bytes) { return (bytes + 127) / 128 * 128; }
-
-  private:
-    void *take_bytes(size_t bytes);
-    char *start_ = nullptr;
-    size_t size_ = 0, used_ = 0;
-};
-
-// Counts what an arena must hold, then hands it out: `room` is called twice, with the same requests.
-struct Plan {
-    Arena *arena = nullptr;
-    size_t bytes = 0;
-    template <class T> void operator()(T *&pointer, size_t count) {
-        if (arena)
-            pointer = arena->take<T>(count);
-        else
-            bytes += Arena::rounded(count * sizeof(T));
-    }
+    std::vector<const float *> vector; // by Vector; nullptr where a layer has none
+    std::vector<Matrix> matrix;        // by Weights; without tiles where a layer has none
 };
 
 struct Isa;
 
 struct Model {
-    int layers = 0, width = 0, hidden = 0, vocab = 0, rank[4] = {0, 0, 0, 0}; // ranks of w a v g
+    Family family = RWKV7;
+    int layers = 0, width = 0, hidden = 0, vocab = 0;
+    int rank[4] = {0, 0, 0, 0}; // RWKV-7: of w a v g; RWKV-6: of a mix, of the decay
     std::vector<Layer> layer;
     const float *ln_weight = nullptr, *ln_bias = nullptr;
     Matrix head;
@@ -70,14 +38,27 @@ struct Model {
     std::mutex busy;
 
     int heads() const { return width / HEAD; }
+    int vectors() const { return family == RWKV7 ? int(rwkv7::VECTORS) : int(rwkv6::VECTORS); }
+    int matrices() const { return family == RWKV7 ? int(rwkv7::MATRICES) : int(rwkv6::MATRICES); }
+    bool reads_image() const { return family == RWKV6 && layer[0].matrix[rwkv6::MEM_READ].tiles; }
+    int mixes() const {
+        if (family == RWKV7) return rwkv7::MIXES;
+        return reads_image() ? rwkv6::MIXES : rwkv6::MIX_MEM_R;
+    }
 };
 
-// Activations of up to `rows` positions; row b * T + t is position t of sequence b.
+// Activations of up to `rows` positions; row b * T + t is position t of sequence b. What a family has no use for has
+// no room.
 struct Work {
     int rows = 0;
     std::unique_ptr<Arena> arena;
-    float *x, *mix[MIXES], *r, *k, *v, *v_first, *low[4], *hidden, *parts, *att_shift, *ffn_shift;
-    Acts coded[3], output, key, value, head; // coded: r k v
+    float *x, *mix[rwkv6::MIXES], *r, *k, *v, *low[4], *hidden, *parts, *att_shift, *ffn_shift;
+    float *v_first;                           // RWKV-7
+    float *normed, *delta, *first;            // RWKV-6: a row, the step back to the one before, what amounts are made of
+    float *gate;                              // RWKV-6: of the time mix, then of the feed-forward
+    float *read, *much;                       // HM: what the image state is read with, and how much of it is taken
+    float *y;                                 // of the recurrence, over a mix that is not needed any more
+    Acts coded[rwkv6::MIXES], output, key, receptance, value, head;
     float *last;                              // [sequences, width], normed, for the head
     Active active;                            // of FFN values, with up to FEW rows
     std::vector<Scratch> scratch;             // by worker
@@ -85,25 +66,40 @@ struct Work {
     Work(const Model &model, int rows);
 };
 
-// One call: [B, T] positions.
+// What the library is called with: [B, T] positions. The outputs are no inputs.
+struct Call {
+    int32_t batch, length;
+    int32_t images, orders;                // states in `image`; rows of `scan`
+    const float *embeddings;               // [B, T, C]
+    const float *att_in, *ffn_in, *wkv_in; // [L, B, C], [L, B, C], [L, B, H, N, N]
+    const float *image;                    // [images, B, H, N, N], of HM: layer i reads state i % images
+    const int64_t *scan;                   // [orders, T]: layer i reads in order i % orders; nullptr: as they stand
+    float *logits, *att_out, *ffn_out, *wkv_out; // logits [B, V] of the last position
+};
+
+// The part of a call that is computed at once: some positions, in some layers.
 struct Step {
     Model *model;
+    const Call *call;
     int batch, length;
-    const float *att_in, *ffn_in, *wkv_in; // [L, B, C], [L, B, C], [L, B, H, N, N]
-    float *logits, *att_out, *ffn_out, *wkv_out;
-    bool last; // the end of the segment: logits are wanted
+    const float *att_in, *ffn_in, *wkv_in;
+    float *att_out, *ffn_out, *wkv_out;
+    int from, to; // layers
+    bool last;    // the end of the segment: logits are wanted
     int rows() const { return batch * length; }
 };
 
-const int FIRST_ORDER[] = {W1, A1, V1, G1, RECEPTANCE, KEY, VALUE}; // phase FIRST: the long float tiles first
-
-enum Phase : int { MIX, FIRST, HEADS, MERGE, PROJECT, SHIFT, EXPAND, SPARSE, SHRINK, SUM, PHASES };
+// The phases of a layer; layers.h says what they do. RWKV-7 has no AMOUNTS and no BLEND.
+enum Phase : int { MIX, AMOUNTS, BLEND, FIRST, HEADS, MERGE, PROJECT, SHIFT, EXPAND, SPARSE, SHRINK, SUM, PHASES };
 
 // Make room for a step of so many rows.
 void prepare(Model &model, int rows);
 
-// Run `step`, whose embeddings are in `work->x`: logits and state are written.
+// Run `step`, whose embeddings are in `work->x`: logits and state are written, and what left the layers is in `x`.
 void run(Step &step);
+
+// Run a call, whatever its length, in steps of up to MOST_ROWS positions.
+void feed(Model &model, const Call &call);
 
 // What one instruction set brings.
 struct Isa {

@@ -5,37 +5,45 @@ inline int32_t both(int16_t first, int16_t second) {
     return int32_t(uint32_t(uint16_t(first)) | uint32_t(uint16_t(second)) << 16);
 }
 
-// List what up to FEW rows of activations have that is not zero.
+// Rows that the kernels take at once: 1, 2, 4 or FEW.
+constexpr int taken(int rows) { return rows <= 2 ? rows : rows <= 4 ? 4 : FEW; }
+
+// Whether input i is anything but zero in one of the rows.
+inline bool is_active(const Matrix &w, const Acts &a, int rows, int i) {
+    bool found = false;
+    for (int r = 0; r < rows; ++r) found |= w.integer() ? a.q[r * a.ldq + i] != 0 : !(a.x[r * a.ldx + i] == 0.0f);
+    return found;
+}
+
+// List what up to FEW rows of activations have that is not zero. Half of it is, at random: so without branches.
 void list_active(const Matrix &w, const Acts &a, int rows, Active &list) {
     const int group = w.integer() ? w.block : w.part(), inputs = w.integer() ? w.padded() : w.k;
+    const int keys = w.integer() ? 2 : 1; // of an entry
     int entries = 0, g = 0;
     for (int from = 0; from < inputs; from += group) {
         list.start[g++] = entries;
-        int to = from + group < inputs ? from + group : inputs, held = -1;
-        for (int i = from; i < to; ++i) {
-            bool zero = true;
-            for (int r = 0; r < rows; ++r) zero &= w.integer() ? a.q[r * a.ldq + i] == 0 : a.x[r * a.ldx + i] == 0.0f;
-            if (zero) continue;
-            if (!w.integer()) {
-                for (int r = 0; r < FEW; ++r)
-                    if (r < rows)
-                        __builtin_memcpy(list.x + r * list.ldx + entries, a.x + r * a.ldx + i, 4);
-                    else
-                        list.x[r * list.ldx + entries] = 0;
-                list.key[entries++] = i;
-            } else if (held < 0) {
-                held = i;
-            } else {
-                for (int r = 0; r < FEW; ++r)
-                    list.x[r * list.ldx + entries] = r < rows ? both(a.q[r * a.ldq + held], a.q[r * a.ldq + i]) : 0;
-                list.key[2 * entries] = held, list.key[2 * entries + 1] = i, ++entries, held = -1;
-            }
+        const int to = from + group < inputs ? from + group : inputs;
+        int32_t *key = list.key + keys * entries;
+        int found = 0;
+        if (rows == 1 && w.integer())
+            for (int i = from; i < to; ++i) key[found] = i, found += a.q[i] != 0;
+        else
+            for (int i = from; i < to; ++i) key[found] = i, found += is_active(w, a, rows, i);
+        const bool odd = w.integer() && found % 2; // then the last is paired with itself, times zero
+        if (odd) key[found] = key[found - 1];
+        const int more = (found + odd) / keys;
+        for (int r = 0; r < taken(rows); ++r) {
+            int32_t *x = list.x + r * list.ldx + entries;
+            const int16_t *q = a.q + r * a.ldq;
+            if (r >= rows)
+                __builtin_memset(x, 0, sizeof(int32_t) * more);
+            else if (w.integer())
+                for (int e = 0; e < more; ++e) x[e] = both(q[key[2 * e]], q[key[2 * e + 1]]);
+            else
+                for (int e = 0; e < more; ++e) __builtin_memcpy(x + e, a.x + r * a.ldx + key[e], 4);
+            if (r < rows && odd) x[more - 1] = both(q[key[found]], 0);
         }
-        if (held >= 0) { // an odd one: paired with itself, times zero
-            for (int r = 0; r < FEW; ++r)
-                list.x[r * list.ldx + entries] = r < rows ? both(a.q[r * a.ldq + held], 0) : 0;
-            list.key[2 * entries] = list.key[2 * entries + 1] = held, ++entries;
-        }
+        entries += more;
     }
     list.start[g] = entries;
 }
@@ -79,12 +87,12 @@ void rows_codes(const Matrix &w, int stretch, int b, int first, const Active &li
     } while (++e < list.start[b + 1]);
     EACH(u, UNITS, EACH(v, VECTORS,
         const int o = output(u, v);
-        F scale = fload(w.scale + scales + o);
+        F scale = fhalf(w.scale + scales + o);
         EACH(r, R,
             I sum = acc[r][u][v];
             if constexpr (HALVES) sum = isub(sum, imul(ibytes(w.zero + scales + o), iset(a.sum[r * a.lds + b])));
             float *to = out + r * w.width + o;
-            fstore(to, ffma(ifloat(sum), fmul(scale, fset(a.scale[r * a.lds + b])), fload(to))););));
+            fstore(to, ffma(ifloat(sum), fmul(scale, fset(a.scale[r * a.lds + b] * w.unit)), fload(to))););));
 }
 
 template <int R, bool HALVES>
@@ -143,7 +151,7 @@ size_t partial(const Matrix &w, int stretch, int part, const Active &list, const
         int entries = list.start[b + 1] - list.start[b];
         if (!entries) continue;
         bool odd = list.key[2 * list.start[b + 1] - 1] == list.key[2 * list.start[b + 1] - 2];
-        bytes += w.row_bytes() * size_t(2 * entries - odd) + size_t(w.width) * (w.format == I4 ? 5 : 4);
+        bytes += w.row_bytes() * size_t(2 * entries - odd) + size_t(w.width) * w.scale_bytes();
     }
     return bytes;
 }

@@ -1,35 +1,30 @@
 #include "model.h"
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace vrwkv {
 
 namespace {
 
-constexpr size_t LARGE_PAGE = size_t(2) << 20;
 constexpr int LOOK_AHEAD = 16; // entries of the list of active inputs that may be looked at past its end
 
-int units_of(const Step &s, int phase) {
+template <size_t N> int tiles_of(const Layer &layer, const int (&which)[N]) {
+    int tiles = 0;
+    for (int one : which) tiles += layer.matrix[one].tiles;
+    return tiles;
+}
+
+// Units of a phase of a layer: independent of each other.
+int units_of(const Step &s, const Layer &layer, int phase) {
     const Model &m = *s.model;
-    const int index = phase / PHASES;
-    if (index == m.layers) return phase % PHASES == 0 ? 1 : (m.head.tiles + 1) / 2;
-    const Matrix *matrix = m.layer[index].matrix;
-    switch (phase % PHASES) {
-    case FIRST: {
-        int tiles = 0;
-        for (int which : FIRST_ORDER) tiles += matrix[which].tiles;
-        return tiles;
-    }
+    const std::vector<Matrix> &matrix = layer.matrix;
+    const bool six = m.family == RWKV6;
+    switch (phase) {
+    case AMOUNTS: return six ? matrix[rwkv6::MAA_W1].tiles + matrix[rwkv6::MEM_W1].tiles : 0;
+    case BLEND: return six ? (m.width + STRETCH - 1) / STRETCH : 0;
+    case FIRST: return six ? tiles_of(layer, rwkv6::FIRST_ORDER) : tiles_of(layer, rwkv7::FIRST_ORDER);
     case HEADS: return m.heads();
     case PROJECT: return matrix[OUTPUT].tiles;
-    case EXPAND: return matrix[FFN_KEY].tiles;
-    case SHRINK:
-        return s.rows() > FEW ? m.width / TILE : matrix[FFN_VALUE].tiles * matrix[FFN_VALUE].parts();
+    case EXPAND: return matrix[FFN_KEY].tiles + matrix[FFN_RECEPTANCE].tiles;
+    case SHRINK: return s.rows() > FEW ? m.width / TILE : matrix[FFN_VALUE].tiles * matrix[FFN_VALUE].parts();
     case SUM: return s.rows() > FEW ? 0 : 1;
     default: return (s.rows() + FEW - 1) / FEW;
     }
@@ -49,41 +44,12 @@ void plan_acts(Plan &room, Acts &a, const float *x, int k, int rows) {
 
 } // namespace
 
-Arena::Arena(size_t bytes) : size_((bytes + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE) {
-#if defined(__linux__)
-    // Mapped, so that pages that are never touched cost nothing, and given back when the model is closed.
-    const int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    void *found = mmap(nullptr, size_ + LARGE_PAGE, PROT_READ | PROT_WRITE, how, -1, 0);
-    if (found == MAP_FAILED) throw std::bad_alloc();
-    char *raw = static_cast<char *>(found);
-    size_t skip = (LARGE_PAGE - uintptr_t(raw) % LARGE_PAGE) % LARGE_PAGE;
-    if (skip) munmap(raw, skip);
-    if (skip < LARGE_PAGE) munmap(raw + skip + size_, LARGE_PAGE - skip);
-    start_ = raw + skip;
-    if (bytes >= LARGE_PAGE) madvise(start_, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
-#else
-    start_ = static_cast<char *>(std::aligned_alloc(4096, size_));
-    if (!start_) throw std::bad_alloc();
-    std::memset(start_, 0, size_);
-#endif
-}
-
-Arena::~Arena() {
-#if defined(__linux__)
-    munmap(start_, size_);
-#else
-    std::free(start_);
-#endif
-}
-
-void *Arena::take_bytes(size_t bytes) {
-    void *here = start_ + used_;
-    used_ += rounded(bytes);
-    return here;
-}
-
 Work::Work(const Model &m, int positions) : rows((positions + FEW - 1) / FEW * FEW) {
     const size_t c = m.width, n = rows, f = m.hidden;
+    const bool six = m.family == RWKV6, image = m.reads_image();
+    const int mixes = m.mixes();
+    const size_t low_width[] = {size_t(m.rank[0]) * (six ? mixes : 1), size_t(m.rank[1]), size_t(m.rank[2]),
+                                size_t(m.rank[3])};
     scratch.resize(m.pool->threads());
     bytes_read.resize(m.pool->threads());
     size_t parts_of = 0, count_of = 0;
@@ -97,18 +63,22 @@ Work::Work(const Model &m, int positions) : rows((positions + FEW - 1) / FEW * F
     Plan room;
     for (int pass = 0; pass < 2; ++pass) {
         room(x, n * c);
-        for (float *&one : mix) room(one, n * c);
-        for (float **one : {&r, &k, &v, &v_first}) room(*one, n * c);
-        for (int i = 0; i < 4; ++i) room(low[i], n * m.rank[i]);
+        for (int i = 0; i < mixes; ++i) room(mix[i], n * c);
+        for (float **one : {&r, &k, &v}) room(*one, n * c);
+        room(v_first, six ? 0 : n * c);
+        for (float **one : {&normed, &delta, &first, &gate}) room(*one, six ? n * c : 0);
+        for (float **one : {&read, &much}) room(*one, image ? n * c : 0);
+        for (int i = 0; i < 4; ++i) room(low[i], n * low_width[i]);
         room(hidden, n * f);
         room(parts, parts_of);
         room(att_shift, size_t(m.layers) * n * c);
         room(ffn_shift, size_t(m.layers) * n * c);
         room(last, n * c);
-        const float *mixed[] = {mix[MIX_R], mix[MIX_K], mix[MIX_V]};
-        for (int i = 0; i < 3; ++i) plan_acts(room, coded[i], mixed[i], m.width, rows);
-        plan_acts(room, output, mix[MIX_R], m.width, rows);
-        plan_acts(room, key, mix[MIX_K], m.width, rows);
+        for (int i = 0; i < mixes; ++i) plan_acts(room, coded[i], mix[i], m.width, rows);
+        y = six ? mix[rwkv6::MIX_R] : mix[rwkv7::MIX_R];
+        plan_acts(room, output, y, m.width, rows);
+        plan_acts(room, key, mix[1], m.width, rows);
+        plan_acts(room, receptance, mix[2], m.width, rows);
         plan_acts(room, value, hidden, m.hidden, rows);
         plan_acts(room, head, last, m.width, rows);
         active.ldx = long(f) + 128 + LOOK_AHEAD;
@@ -136,10 +106,12 @@ void prepare(Model &m, int rows) {
 
 void run(Step &s) {
     Model &m = *s.model;
-    const int phases = m.layers * PHASES + (s.last ? 2 : 0);
-    std::vector<int> units(phases);
-    for (int phase = 0; phase < phases; ++phase) units[phase] = units_of(s, phase);
-    m.pool->run(phases, units.data(), unit, &s);
+    std::vector<int> units;
+    units.reserve(size_t(s.to - s.from) * PHASES + 2);
+    for (int layer = s.from; layer < s.to; ++layer)
+        for (int phase = 0; phase < PHASES; ++phase) units.push_back(units_of(s, m.layer[layer], phase));
+    if (s.last) units.insert(units.end(), {1, (m.head.tiles + 1) / 2});
+    m.pool->run(int(units.size()), units.data(), unit, &s);
 }
 
 } // namespace vrwkv
