@@ -31,7 +31,7 @@ from export.config import ExportConfig
 from export.infer import infer
 from export.models import language_model
 from export.weights import materialise
-from quant.recipe import RECIPES, Recipe, Rule, block_count
+from quant.recipe import PATHS, RECIPES, Recipe, Rule, block_count
 from quant.weights import FORMATS, dequantize, quantize
 
 PROMPTS, TOKENS, COMPARED = 4, 48, 16
@@ -39,21 +39,22 @@ PROMPTS, TOKENS, COMPARED = 4, 48, 16
 
 def flat(recipe: Recipe, fmt: str) -> Recipe:
     """The recipe's own matrices, all in one format."""
-    return Recipe(f"all {fmt}", tuple(Rule(rule.pattern, fmt, "") for rule in recipe.rules), "float32")
+    rules = (Rule(rule.pattern, fmt, "") for rule in recipe.rules if rule not in PATHS)
+    return Recipe(f"all {fmt}", (*rules, *PATHS), "float32")
 
 
 def mixed(first: str, share: float, body: str) -> Recipe:
     """The first `share` of the layers in one format, the others in another, the head in int8-b32."""
-    names = {rule.pattern for rule in RECIPES["int4"].rules}
+    names = {rule.pattern for rule in RECIPES["int4"].rules if rule not in PATHS}
     head = Rule("head.head", "int8-b32", "")
     early = tuple(Rule(name, first, "", share) for name in sorted(names - {head.pattern}))
     late = tuple(Rule(rule.pattern, body, "") for rule in early)
-    return Recipe(f"{Fraction(share).limit_denominator(64)} {first}, {body}", (*early, *late, head), "float32")
+    return Recipe(f"{Fraction(share).limit_denominator(64)} {first}, {body}", (*early, *late, head, *PATHS), "float32")
 
 
 RECIPES_COMPARED = [flat(RECIPES["int8"], f"int8-b{block}") for block in (16, 32, 64)]
-RECIPES_COMPARED += [mixed("float32", share, "int8-b32") for share in (1 / 32, 1 / 8, 1 / 4)]
-RECIPES_COMPARED += [mixed("float32", 1 / 32, "int8-b16"), RECIPES["int8"], flat(RECIPES["int4"], "int4-b32")]
+RECIPES_COMPARED += [mixed("float16", share, "int8-b32") for share in (1 / 32, 1 / 8, 1 / 4)]
+RECIPES_COMPARED += [mixed("float16", 1 / 32, "int8-b16"), RECIPES["int8"], flat(RECIPES["int4"], "int4-b32")]
 RECIPES_COMPARED += [mixed("int8-b32", share, "int4-b32") for share in (1 / 4, 1 / 2)]
 RECIPES_COMPARED += [mixed("int8-b32", 1 / 2, "int4-b16"), RECIPES["int4"]]
 
@@ -63,11 +64,12 @@ def stored(model: LanguageModel, recipe: Recipe) -> float:
     parameters = dict(model.named_parameters())
     blocks, total = block_count(parameters), 0
     for name, weight in parameters.items():
-        fmt = FORMATS.get(recipe.rule(name, blocks).format) if weight.dim() == 2 else None
-        sizes = (
-            [math.prod(part) * (4 if i == 1 else 1) for i, part in enumerate(fmt.shapes(*weight.shape))] if fmt else []
-        )
-        total += sum(sizes) or 4 * weight.numel()
+        kept = recipe.rule(name, blocks).format if weight.dim() == 2 else "float32"
+        if kept in FORMATS:
+            parts = FORMATS[kept].shapes(*weight.shape)
+            total += sum(math.prod(part) * (4 if i == 1 else 1) for i, part in enumerate(parts))
+        else:
+            total += weight.numel() * np.dtype(kept).itemsize
     return round(total / 1e6, 2)
 
 
@@ -98,14 +100,18 @@ def rounded(model: LanguageModel, recipe: Recipe, *, weights: bool, activations:
     parameters = dict(model.named_parameters())
     blocks, taken = block_count(parameters), []
     for name, weight in parameters.items():
-        fmt = FORMATS.get(recipe.rule(name, blocks).format) if weight.dim() == 2 else None
-        if fmt:
+        kept = recipe.rule(name, blocks).format if weight.dim() == 2 else "float32"
+        fmt = FORMATS.get(kept)
+        if kept != "float32":
             array = weight.detach().numpy()
-            array = dequantize(quantize(array, fmt), len(array), fmt) if weights else array
+            if weights and fmt:
+                array = dequantize(quantize(array, fmt), len(array), fmt)
+            elif weights:
+                array = array.astype(kept).astype(np.float32)
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
             delattr(module, leaf)
-            setattr(module, leaf, Rounded(torch.from_numpy(array), fmt.block if activations else 0))
+            setattr(module, leaf, Rounded(torch.from_numpy(array), fmt.block if activations and fmt else 0))
             taken.append((module, leaf, weight))
     yield
     for module, leaf, weight in taken:
