@@ -87,7 +87,7 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
         f"{name}{HALF}",
         ir.DataType.FLOAT16,
         tuple(tensor.shape.numpy()),
-        lambda: _halved(tensor.numpy(), name),
+        lambda: halved(tensor.numpy(), name),
     )
     cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)})
     cast.outputs[0].name = f"{name}_fp32"
@@ -95,7 +95,8 @@ def _to_float16(model: ir.Model, value: ir.Value) -> int:
     return tensor.nbytes // 2
 
 
-def _halved(weight: np.ndarray, name: str) -> np.ndarray:
+def halved(weight: np.ndarray, name: str) -> np.ndarray:
+    """Return the matrix `name` [K, N] in float16; raises `CheckpointError` where it does not fit."""
     with np.errstate(over="ignore"):
         half = weight.astype(np.float16)
     if not np.isfinite(half).all():

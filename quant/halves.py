@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
-from quant.graph import Rounding, initializer, is_matrix, take_place
+from quant.graph import HALF, Rounding, halved, initializer, is_matrix, take_place
 from quant.recipe import KEEP, PATHS, RECIPES, Recipe, Rule, block_count
 from runtime.spec import PrecisionRule
 
@@ -82,7 +81,7 @@ def to_half(model: ir.Model, value: ir.Value, rule: Rule, rounding: Rounding) ->
     tensor, name = value.const_value, value.name
     assert tensor is not None and name is not None
     shape = tuple(tensor.shape.numpy())
-    half = initializer(model, f"{name}_fp16", ir.DataType.FLOAT16, shape, lambda: tensor.numpy().astype(np.float16))
+    half = initializer(model, f"{name}{HALF}", ir.DataType.FLOAT16, shape, lambda: halved(tensor.numpy(), name))
     for node, _ in list(value.uses()):
         half_product(model, node, [None, half], down_for(name))
     del model.graph.initializers[name]
